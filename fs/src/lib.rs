@@ -1,0 +1,11 @@
+//! WarrenFS: a log-structured filesystem for zoned storage.
+//!
+//! Arrows point at what a module may use: `fuse` and `cli` -> `volume` -> `log` -> {`catalog`,
+//! `format`} -> `types`. Only `fuse` knows that FUSE exists; everything below it runs and is tested
+//! without a mount.
+
+pub mod catalog;
+mod error;
+pub mod types;
+
+pub use error::{Error, Result};
