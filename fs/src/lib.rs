@@ -6,6 +6,8 @@
 
 pub mod catalog;
 mod error;
+pub mod store;
 pub mod types;
+pub mod volume;
 
 pub use error::{Error, Result};
