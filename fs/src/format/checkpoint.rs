@@ -84,8 +84,8 @@ pub struct Checkpoint {
     pub root_lba: u64,
     /// CRC32C of the root node.
     pub root_crc: u32,
-    /// Height of the tree: level of the root node.
-    pub root_level: u8,
+    /// Levels of the tree.
+    pub root_height: u8,
     /// Next free inode number.
     pub next_ino: u64,
     /// Blocks promised to files and not written.
@@ -184,7 +184,7 @@ mod tests {
             next_sequence: 77,
             root_lba: 1234,
             root_crc: 5,
-            root_level: 2,
+            root_height: 2,
             next_ino: 99,
             reserved: 0,
             clean: true,

@@ -81,11 +81,6 @@ pub enum Payload {
         /// First key below it.
         first_key: WireKey,
     },
-    /// Blocks that fill up a zone.
-    Padding {
-        /// Number of blocks.
-        count: u32,
-    },
 }
 
 impl Payload {
@@ -93,7 +88,7 @@ impl Payload {
     #[must_use]
     pub fn blocks(&self) -> u64 {
         match self {
-            Payload::Data { count, .. } | Payload::Padding { count } => u64::from(*count),
+            Payload::Data { count, .. } => u64::from(*count),
             Payload::Node { .. } => 1,
         }
     }
