@@ -10,7 +10,9 @@ pub const BLOCK_SIZE: usize = 4096;
 pub const BLOCK: u64 = BLOCK_SIZE as u64;
 
 /// Inode number. 1 is the root directory; 0 is never used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
+)]
 pub struct Ino(pub u64);
 
 impl Ino {
