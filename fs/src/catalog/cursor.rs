@@ -64,10 +64,6 @@ impl<'c> Cursor<'c> {
     }
 
     /// Steps back over the record before the gap and returns it; `None` at the start of the range.
-    #[expect(
-        clippy::missing_errors_doc,
-        reason = "an item is a Result like those of the iterator"
-    )]
     pub fn prev(&mut self) -> Option<Result<(Key, Value)>> {
         let record = self.place().and_then(|()| self.step_back());
         self.latch(record)

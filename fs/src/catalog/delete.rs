@@ -45,15 +45,16 @@ impl Tree {
         if range.is_empty() {
             return Ok(0);
         }
-        let before = self.clone();
-        let retired = self.accounts.retired.len();
-        self.delete_leaves(cache, range, on_deleted)
-            .inspect_err(|_| {
-                self.root = before.root;
-                self.height = before.height;
-                self.accounts.resident = before.accounts.resident;
-                self.accounts.retired.truncate(retired);
-            })
+        let path = self.trace(cache, range.start(), 0)?;
+        if path.high.is_none_or(|high| high > *range.end()) {
+            return Ok(self.delete_in_leaf(cache, path, &range, on_deleted) as u64);
+        }
+        let savepoint = self.savepoint();
+        let deleted = self.delete_leaves(cache, range, on_deleted);
+        if deleted.is_err() {
+            self.roll_back(savepoint);
+        }
+        deleted
     }
 
     fn delete_leaves(

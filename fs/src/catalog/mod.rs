@@ -51,5 +51,5 @@ pub use inner::MAX_FANOUT;
 pub use key::{Key, Kind};
 pub use leaf::MAX_VALUE;
 pub use node::{NodeRef, Page, Value};
-pub use tree::{MAX_HEIGHT, Tree};
+pub use tree::{MAX_HEIGHT, Savepoint, Tree};
 pub use write_out::{AdoptReport, NodeInfo, WriteOut};

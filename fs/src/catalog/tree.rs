@@ -30,6 +30,13 @@ pub struct Tree {
     pub(super) accounts: Accounts,
 }
 
+/// A state of a tree to return to: see [`Tree::savepoint`].
+#[derive(Debug)]
+pub struct Savepoint {
+    tree: Tree,
+    retired: usize,
+}
+
 /// What a tree knows about its nodes without visiting them.
 #[derive(Debug)]
 pub(super) struct Accounts {
@@ -169,6 +176,27 @@ impl Tree {
     #[must_use]
     pub fn take_retired(&mut self) -> Vec<Lba> {
         std::mem::take(&mut self.accounts.retired)
+    }
+
+    /// Marks the present state, O(1), so that several operations can be undone together. Until it is
+    /// dropped, nodes are copied before they are changed, as for any clone.
+    #[must_use]
+    pub fn savepoint(&self) -> Savepoint {
+        Savepoint {
+            tree: self.clone(),
+            retired: self.accounts.retired.len(),
+        }
+    }
+
+    /// Returns to a state of this tree. Neither [`Tree::take_retired`] nor [`Tree::adopt`] may have
+    /// been called since.
+    pub fn roll_back(&mut self, savepoint: Savepoint) {
+        let Savepoint { tree, retired } = savepoint;
+        debug_assert!(retired <= self.accounts.retired.len());
+        self.root = tree.root;
+        self.height = tree.height;
+        self.accounts.resident = tree.accounts.resident;
+        self.accounts.retired.truncate(retired);
     }
 
     /// The value of a key.
@@ -423,7 +451,7 @@ impl Put<'_> {
         let loaded = self.path.loaded[usize::from(level)].take();
         let node = make_resident(child, loaded, self.accounts);
         if level == 0 {
-            return self.into_leaf(node.leaf_mut());
+            return self.in_leaf(node.leaf_mut());
         }
         let inner = node.inner_mut();
         let at = usize::from(self.path.index[usize::from(level)]);
@@ -433,7 +461,7 @@ impl Put<'_> {
         Some((separator, Node::Inner(right)))
     }
 
-    fn into_leaf(&mut self, leaf: &mut Leaf) -> Option<(Key, Node)> {
+    fn in_leaf(&mut self, leaf: &mut Leaf) -> Option<(Key, Node)> {
         let at = leaf.search(&self.key);
         if let Ok(at) = at {
             self.old = Some(leaf.value(at).to_vec());

@@ -1,7 +1,11 @@
 //! Tests of the catalog as a whole, and what they share: a device in memory that can fail, and a
 //! bookkeeper that knows which addresses the head must refer to.
 
+mod cache;
+mod damage;
 mod model;
+mod nodes;
+mod sharing;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;

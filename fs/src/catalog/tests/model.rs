@@ -222,6 +222,23 @@ impl World {
         self.clones.push((self.head.clone(), self.model.clone()));
     }
 
+    /// Several operations, undone together.
+    fn undo(&mut self) {
+        self.books.retire(&mut self.head);
+        let before = (self.model.clone(), checked(&self.head, &self.cache));
+        let savepoint = self.head.savepoint();
+        for _ in 0..20 {
+            self.put();
+            self.delete();
+        }
+        self.delete_range();
+        self.head.roll_back(savepoint);
+        assert_eq!(self.head.take_retired(), []);
+        assert_eq!(checked(&self.head, &self.cache), before.1);
+        self.model = before.0;
+        assert_eq!(contents(&self.head, &self.cache), self.model);
+    }
+
     /// Starts a checkpoint, or ends the one under way.
     fn checkpoint(&mut self) {
         let Some(flight) = self.flight.take() else {
@@ -304,16 +321,17 @@ impl World {
     }
 
     fn step(&mut self, growing: bool) {
+        let puts = if growing { 450 } else { 200 };
         match self.rng.random_range(0..1000) {
-            0..450 if growing => self.put(),
-            0..200 => self.put(),
+            at @ 0..650 if at < puts => self.put(),
             0..650 => self.delete(),
             650..670 => self.put_run(),
             670..690 => self.delete_range(),
             690..950 => self.look(),
             950..953 => self.wander(),
             953..965 => self.fail(),
-            965..975 => self.snapshot(),
+            965..970 => self.snapshot(),
+            970..975 => self.undo(),
             975..990 => self.checkpoint(),
             _ => self.collect(),
         }
