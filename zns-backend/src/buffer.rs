@@ -19,7 +19,10 @@ pub(crate) trait BufferPool: Send + Sync {
 
 enum Origin {
     Heap(Layout),
-    Registered { index: u16, pool: Arc<dyn BufferPool> },
+    Registered {
+        index: u16,
+        pool: Arc<dyn BufferPool>,
+    },
 }
 
 /// An owned, page-aligned byte buffer.
@@ -46,8 +49,14 @@ impl DmaBuffer {
         let layout = Layout::from_size_align(len, ALIGNMENT).expect("length fits an allocation");
         // SAFETY: the layout has a non-zero size (asserted above).
         let raw = unsafe { alloc_zeroed(layout) };
-        let Some(ptr) = NonNull::new(raw) else { handle_alloc_error(layout) };
-        DmaBuffer { ptr, len, origin: Origin::Heap(layout) }
+        let Some(ptr) = NonNull::new(raw) else {
+            handle_alloc_error(layout)
+        };
+        DmaBuffer {
+            ptr,
+            len,
+            origin: Origin::Heap(layout),
+        }
     }
 
     /// A buffer over slot `index` of a registered pool.
@@ -61,7 +70,11 @@ impl DmaBuffer {
         index: u16,
         pool: Arc<dyn BufferPool>,
     ) -> DmaBuffer {
-        DmaBuffer { ptr, len, origin: Origin::Registered { index, pool } }
+        DmaBuffer {
+            ptr,
+            len,
+            origin: Origin::Registered { index, pool },
+        }
     }
 
     /// Index of the registered buffer behind this one, if it has one.
