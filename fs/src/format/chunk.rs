@@ -254,6 +254,30 @@ pub fn seal(
     blocks
 }
 
+/// Changes the address of a sealed chunk; its origin stays.
+///
+/// # Errors
+/// `Corrupt` if `buffer` holds no chunk.
+pub fn readdress(buffer: &mut [u8], lba: Lba) -> Result<()> {
+    let cut_short = || corrupt(WHAT, "cut short");
+    let (mut header, rest) = ChunkHeader::read_from_prefix(&*buffer).map_err(|_| cut_short())?;
+    let body_bytes = header.body_bytes.get() as usize;
+    let head = rest
+        .get(..body_bytes.min(HEADER_ROOM))
+        .ok_or_else(cut_short)?;
+    let tail_start = (1 + header.payload_blocks.get() as usize) * BLOCK_SIZE;
+    let tail = buffer
+        .get(tail_start..)
+        .and_then(|bytes| bytes.get(..body_bytes - head.len()))
+        .ok_or_else(cut_short)?;
+    header.lba = lba.0.into();
+    header.crc = 0.into();
+    let crc = crc32c::crc32c_append(crc32c::crc32c(header.as_bytes()), head);
+    header.crc = crc32c::crc32c_append(crc, tail).into();
+    buffer[..size_of::<ChunkHeader>()].copy_from_slice(header.as_bytes());
+    Ok(())
+}
+
 /// Reads the header block that stands at `lba`. `None`: there is no chunk of this filesystem.
 #[must_use]
 pub fn parse_header(block: &[u8], lba: Lba, fsid: &[u8; 16]) -> Option<ParsedHeader> {
@@ -418,6 +442,17 @@ mod tests {
                 out.len()
             }
         );
+    }
+
+    #[test]
+    fn readdressed_chunk_is_found_at_its_new_place_and_knows_its_origin() {
+        let (mut buffer, _, body) = sample(200, 5);
+        readdress(&mut buffer, Lba(1000)).unwrap();
+        assert!(parse_header(&buffer[..BLOCK_SIZE], Lba(64), &[3; 16]).is_none());
+        let header = parse_header(&buffer[..BLOCK_SIZE], Lba(1000), &[3; 16]).unwrap();
+        assert_eq!(header.info.origin, Lba(64));
+        let at = (header.tail().0.0 - 1000) as usize * BLOCK_SIZE;
+        assert_eq!(header.body(&buffer[at..]).unwrap(), body);
     }
 
     #[test]

@@ -33,7 +33,12 @@ impl Anchors {
     pub(super) fn format(device: Arc<dyn ZonedDevice>, superblock: Superblock) -> Result<Anchors> {
         let zone = ZoneId(0);
         device.write(device.geometry().zone_start(zone), &superblock.to_block())?;
-        Ok(Anchors { device, superblock, current: zone, pointer: 1 })
+        Ok(Anchors {
+            device,
+            superblock,
+            current: zone,
+            pointer: 1,
+        })
     }
 
     /// Finds the newest checkpoint.
@@ -79,14 +84,27 @@ impl Anchors {
             return Ok(None);
         }
         let superblock = Superblock::parse(&block, &geometry)?;
-        let Some(checkpoint) =
-            newest_record(device.as_ref(), start, pointer, &superblock.fsid, geometry.zones)?
+        let Some(checkpoint) = newest_record(
+            device.as_ref(),
+            start,
+            pointer,
+            &superblock.fsid,
+            geometry.zones,
+        )?
         else {
             return Err(Error::BadImage(format!("zone {zone}: no sound checkpoint")));
         };
-        let anchors =
-            Anchors { device: Arc::clone(device), superblock, current: zone, pointer };
-        Ok(Some(FoundCheckpoint { superblock, checkpoint, anchors }))
+        let anchors = Anchors {
+            device: Arc::clone(device),
+            superblock,
+            current: zone,
+            pointer,
+        };
+        Ok(Some(FoundCheckpoint {
+            superblock,
+            checkpoint,
+            anchors,
+        }))
     }
 
     /// Whether either anchor zone holds the superblock of some version of the filesystem.
@@ -122,7 +140,10 @@ impl Anchors {
                     return Ok(self.device.flush()?);
                 }
                 Err(error) => {
-                    tracing::error!("anchor zone {}: {error}; going on in the other", self.current);
+                    tracing::error!(
+                        "anchor zone {}: {error}; going on in the other",
+                        self.current
+                    );
                 }
             }
         }

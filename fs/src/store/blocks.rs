@@ -27,14 +27,23 @@ impl Store {
         first: u64,
         buffer: &mut [u8],
     ) -> Result<()> {
-        assert!(buffer.len().is_multiple_of(BLOCK_SIZE), "whole blocks are read");
+        assert!(
+            buffer.len().is_multiple_of(BLOCK_SIZE),
+            "whole blocks are read"
+        );
         let end = first + (buffer.len() / BLOCK_SIZE) as u64;
         let mut runs: Vec<Run> = Vec::new();
         let mut filled = first;
         let mut holes: Vec<(u64, u64)> = Vec::new();
         for_each_extent(records, ino, first, end, &mut |extent| {
-            let Extent { start, len, backing } = extent.slice(first, end);
-            let Backing::Mapped { lba, crcs } = backing else { return ControlFlow::Continue(()) };
+            let Extent {
+                start,
+                len,
+                backing,
+            } = extent.slice(first, end);
+            let Backing::Mapped { lba, crcs } = backing else {
+                return ControlFlow::Continue(());
+            };
             if start > filled {
                 holes.push((filled, start));
             }
@@ -108,7 +117,11 @@ impl Store {
                 let end = self.open_range.1.load(Ordering::Acquire);
                 if (start..end).contains(&lba.0) {
                     let head = self.head.read();
-                    if head.open.as_ref().is_some_and(|chunk| chunk.copy_to(lba, out)) {
+                    if head
+                        .open
+                        .as_ref()
+                        .is_some_and(|chunk| chunk.copy_to(lba, out))
+                    {
                         return true;
                     }
                 }

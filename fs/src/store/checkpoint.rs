@@ -5,7 +5,7 @@
 //! and every chunk the checkpoint contains, and is flushed itself.
 
 use super::open_chunk::OpenChunk;
-use super::{Counters, Head, Mark, Store};
+use super::{Counters, Mark, Store};
 use crate::catalog::{NodeInfo, Page, Tree, WriteOut};
 use crate::error::{Error, Result};
 use crate::format::checkpoint::{Checkpoint, ZoneRecord};
@@ -46,7 +46,11 @@ impl Store {
         for _ in 0..ATTEMPTS {
             let snapshot = self.take_snapshot();
             self.latch("checkpoint", self.write_before(snapshot.next_sequence))?;
-            let mut nodes = NodeWriter { store: self, open: None, written: Vec::new() };
+            let mut nodes = NodeWriter {
+                store: self,
+                open: None,
+                written: Vec::new(),
+            };
             let tree = snapshot.tree.clone();
             let written = tree
                 .write_out(&mut |info, page| nodes.push(info, page))
@@ -122,24 +126,23 @@ impl Store {
         let mut head = self.head.write();
         let report = head.tree.adopt(written);
         for lba in report.adopted.iter().chain(&report.superseded) {
-            head.zones.credit(*lba, 1);
+            head.zones.credit(*lba, 1)?;
         }
         let version = head.version;
         for lba in &report.superseded {
-            head.zones.debit(*lba, 1, version);
+            head.zones.debit(*lba, 1, version)?;
         }
-        head.durable =
-            Mark { number, version: snapshot.version, next_sequence: snapshot.next_sequence };
+        head.durable = Mark {
+            number,
+            version: snapshot.version,
+            next_sequence: snapshot.next_sequence,
+        };
         head.log_blocks -= snapshot.log_blocks;
         self.forget_ghosts(&mut head);
+        self.publish_pressure(&head);
         Counters::add(&self.counters.checkpoints, 1);
         Counters::add(&self.counters.node_blocks, node_lbas.len() as u64);
         Ok(())
-    }
-
-    /// Whether a checkpoint is due.
-    pub(super) fn checkpoint_due(&self, head: &Head) -> bool {
-        head.tree.dirty_nodes() >= self.limits.dirty_nodes || head.log_blocks >= LOG_BLOCKS_MAX
     }
 }
 
@@ -207,7 +210,8 @@ impl Store {
         let finish = {
             let mut head = self.head.write();
             let version = head.version;
-            head.zones.advance(sealed.zone, sealed.blocks, sequence, version)
+            head.zones
+                .advance(sealed.zone, sealed.blocks, sequence, version)
         };
         if finish {
             self.finish_zone(sealed.zone);

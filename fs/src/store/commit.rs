@@ -26,7 +26,13 @@ pub(super) struct Commits {
 
 impl Commits {
     pub(super) fn new(durable: u64) -> Commits {
-        Commits { state: Mutex::new(State { durable, leading: false }), ended: Condvar::new() }
+        Commits {
+            state: Mutex::new(State {
+                durable,
+                leading: false,
+            }),
+            ended: Condvar::new(),
+        }
     }
 }
 

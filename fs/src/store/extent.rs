@@ -262,7 +262,10 @@ pub(super) fn footprint(value: &[u8]) -> Option<(Option<Lba>, u64)> {
         TAG_MAPPED => {
             let (len, rest) = rest.split_first_chunk::<4>()?;
             let lba = rest.first_chunk::<8>()?;
-            Some((Some(Lba(u64::from_le_bytes(*lba))), u64::from(u32::from_le_bytes(*len))))
+            Some((
+                Some(Lba(u64::from_le_bytes(*lba))),
+                u64::from(u32::from_le_bytes(*len)),
+            ))
         }
         TAG_RESERVED => Some((None, u64::from_le_bytes(*rest.first_chunk::<8>()?))),
         _ => None,

@@ -52,7 +52,7 @@ pub use crate::catalog::Value;
 use anchor::Anchors;
 use background::Background;
 use commit::Commits;
-use open_chunk::OpenChunk;
+use open_chunk::{OpenChunk, Sealed};
 pub use txn::Txn;
 use view::Pins;
 pub use view::View;
@@ -84,7 +84,11 @@ pub struct StoreOptions {
 
 impl Default for StoreOptions {
     fn default() -> Self {
-        StoreOptions { read_only: false, cache_bytes: 64 << 20, background: true }
+        StoreOptions {
+            read_only: false,
+            cache_bytes: 64 << 20,
+            background: true,
+        }
     }
 }
 
@@ -266,8 +270,9 @@ impl Limits {
         }
         let zones = (geometry.zones - ANCHORS) as usize;
         let capacity = geometry.zone_capacity;
-        let stripes =
-            (active - OTHER_ACTIVE).min(STRIPES_MAX).min((geometry.zones / 16).max(1)) as usize;
+        let stripes = (active - OTHER_ACTIVE)
+            .min(STRIPES_MAX)
+            .min((geometry.zones / 16).max(1)) as usize;
         let dirty_nodes = (cache_bytes / BLOCK_SIZE / 2).clamp(64, capacity as usize);
         // One cold and one node zone, one more of each while the first is replaced, and one.
         let keep_zones = 5;
@@ -289,7 +294,11 @@ impl Head {
     /// The chunk that has, or will have, the newest transaction.
     fn position(&self) -> Sequence {
         let open = self.open.as_ref().is_some_and(|chunk| !chunk.is_empty());
-        Sequence(if open { self.next_sequence } else { self.next_sequence - 1 })
+        Sequence(if open {
+            self.next_sequence
+        } else {
+            self.next_sequence - 1
+        })
     }
 
     /// Blocks in use: live on the device, promised, or resident and bound for the next checkpoint.
@@ -298,10 +307,12 @@ impl Head {
     }
 
     /// Accounts for the nodes the tree has let go of. They stay readable to older versions.
-    fn settle_retired(&mut self) {
+    fn settle_retired(&mut self) -> Result<()> {
+        let version = self.version;
         for lba in self.tree.take_retired() {
-            self.zones.debit(lba, 1, self.version);
+            self.zones.debit(lba, 1, version)?;
         }
+        Ok(())
     }
 }
 
@@ -344,7 +355,10 @@ impl Store {
     /// Space in use and in all.
     #[must_use]
     pub fn space(&self) -> Space {
-        Space { total: self.limits.usable_blocks, used: self.head.read().used() }
+        Space {
+            total: self.limits.usable_blocks,
+            used: self.head.read().used(),
+        }
     }
 
     /// Takes no more changes from now on.
@@ -358,7 +372,11 @@ impl Store {
     }
 
     fn check_writable(&self) -> Result<()> {
-        if self.is_read_only() { Err(Error::ReadOnly) } else { Ok(()) }
+        if self.is_read_only() {
+            Err(Error::ReadOnly)
+        } else {
+            Ok(())
+        }
     }
 
     /// Passes an error on and latches read-only: for steps after which memory and device would
@@ -377,7 +395,11 @@ impl Store {
     /// Device errors.
     pub fn close(&self) -> Result<()> {
         self.background.stop();
-        let result = if self.is_read_only() { Ok(()) } else { self.checkpoint_final() };
+        let result = if self.is_read_only() {
+            Ok(())
+        } else {
+            self.checkpoint_final()
+        };
         self.read_only.store(true, Ordering::Release);
         self.writer.stop();
         result
@@ -385,7 +407,12 @@ impl Store {
 
     /// Opens a chunk in a hot zone if none is open that has room for `blocks` payload blocks or, if
     /// zero, for a transaction of `bytes`.
-    fn open_chunk<'h>(&self, head: &'h mut Head, blocks: u64, bytes: usize) -> Result<&'h mut OpenChunk> {
+    fn open_chunk<'h>(
+        &self,
+        head: &'h mut Head,
+        blocks: u64,
+        bytes: usize,
+    ) -> Result<&'h mut OpenChunk> {
         let fits = |chunk: &OpenChunk| chunk.room() >= blocks && chunk.fits_transaction(bytes);
         if !head.open.as_ref().is_some_and(fits) {
             self.seal_open(head);
@@ -431,10 +458,14 @@ impl Store {
             .or_else(|| open.iter().copied().find(idle))
             .or_else(|| {
                 let more = open.len() < self.limits.stripes;
-                more.then(|| head.zones.take_free(Class::Hot, self.limits.keep_zones)).flatten()
+                more.then(|| head.zones.take_free(Class::Hot, self.limits.keep_zones))
+                    .flatten()
             })
             .or_else(|| {
-                let next = open.iter().copied().find(|zone| Some(*zone) > head.last_zone);
+                let next = open
+                    .iter()
+                    .copied()
+                    .find(|zone| Some(*zone) > head.last_zone);
                 next.or_else(|| open.first().copied())
             })
             .ok_or(Error::NoSpace)?;
@@ -444,20 +475,27 @@ impl Store {
 
     /// Seals the open chunk, if there is anything in it, and hands it to the writer.
     fn seal_open(&self, head: &mut Head) {
-        if head.open.as_ref().is_none_or(OpenChunk::is_empty) {
-            return;
+        if head.open.as_ref().is_some_and(|chunk| !chunk.is_empty())
+            && let Some(sealed) = self.seal_unqueued(head)
+        {
+            self.writer.enqueue(sealed);
+            self.publish_open_range(None);
         }
-        let Some(chunk) = head.open.take() else { return };
+    }
+
+    /// Seals the open chunk. The caller gives it to the writer before it lets go of the head.
+    fn seal_unqueued(&self, head: &mut Head) -> Option<Arc<Sealed>> {
+        let chunk = head.open.take()?;
         let sequence = head.next_sequence;
         head.next_sequence += 1;
         let mut sealed = chunk.seal(&self.superblock.fsid, sequence);
-        sealed.finish_zone =
-            head.zones.advance(sealed.zone, sealed.blocks, sequence, head.version);
+        sealed.finish_zone = head
+            .zones
+            .advance(sealed.zone, sealed.blocks, sequence, head.version);
         head.log_blocks += sealed.blocks;
         Counters::add(&self.counters.chunks, 1);
         Counters::add(&self.counters.chunk_blocks, sealed.blocks);
-        self.writer.enqueue(Arc::new(sealed));
-        self.publish_open_range(None);
+        Some(Arc::new(sealed))
     }
 
     /// Tells the device that nothing more goes into a zone.
@@ -466,7 +504,6 @@ impl Store {
             tracing::warn!("finishing zone {zone}: {error}");
         }
     }
-
 }
 
 impl Drop for Store {

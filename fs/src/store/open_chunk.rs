@@ -36,7 +36,13 @@ pub(super) struct Sealed {
 
 impl OpenChunk {
     /// An empty chunk at `start` that may take up to `limit` blocks.
-    pub(super) fn new(class: Class, zone: ZoneId, start: Lba, limit: u64, buffer: DmaBuffer) -> OpenChunk {
+    pub(super) fn new(
+        class: Class,
+        zone: ZoneId,
+        start: Lba,
+        limit: u64,
+        buffer: DmaBuffer,
+    ) -> OpenChunk {
         debug_assert!(buffer.len() as u64 >= limit * BLOCK_SIZE as u64);
         OpenChunk {
             zone,
@@ -91,12 +97,18 @@ impl OpenChunk {
         debug_assert!(crcs.len() as u64 <= self.room());
         let blocks = crcs.len() as u32;
         match self.runs.last_mut() {
-            Some(Payload::Data { ino: owner, first: start, count })
-                if *owner == ino && *start + u64::from(*count) == first =>
-            {
+            Some(Payload::Data {
+                ino: owner,
+                first: start,
+                count,
+            }) if *owner == ino && *start + u64::from(*count) == first => {
                 *count += blocks;
             }
-            _ => self.runs.push(Payload::Data { ino, first, count: blocks }),
+            _ => self.runs.push(Payload::Data {
+                ino,
+                first,
+                count: blocks,
+            }),
         }
         let at = (1 + self.crcs.len()) * BLOCK_SIZE;
         self.buffer[at..at + data.len()].copy_from_slice(data);
@@ -108,7 +120,10 @@ impl OpenChunk {
     /// Takes a catalog node, which must fit; returns its address.
     pub(super) fn push_node(&mut self, level: u8, first_key: Key, page: &[u8; BLOCK_SIZE]) -> Lba {
         debug_assert!(self.room() > 0);
-        self.runs.push(Payload::Node { level, first_key: first_key.into() });
+        self.runs.push(Payload::Node {
+            level,
+            first_key: first_key.into(),
+        });
         self.push_block(page, crc32c::crc32c(page))
     }
 
@@ -122,7 +137,9 @@ impl OpenChunk {
     /// Copies payload blocks from `lba` on to `out` if they stand in this chunk.
     pub(super) fn copy_to(&self, lba: Lba, out: &mut [u8]) -> bool {
         let blocks = (out.len() / BLOCK_SIZE) as u64;
-        let Some(offset) = lba.0.checked_sub(self.start.0) else { return false };
+        let Some(offset) = lba.0.checked_sub(self.start.0) else {
+            return false;
+        };
         if offset == 0 || offset + blocks > 1 + self.payload_blocks() {
             return false;
         }
@@ -135,8 +152,14 @@ impl OpenChunk {
     pub(super) fn seal(mut self, fsid: &[u8; 16], sequence: u64) -> Sealed {
         let info = (Sequence(sequence), self.class, self.start, self.start);
         let transactions = (self.transaction_count, self.transactions.as_slice());
-        let blocks =
-            chunk::seal(&mut self.buffer, fsid, info, &self.runs, &self.crcs, transactions);
+        let blocks = chunk::seal(
+            &mut self.buffer,
+            fsid,
+            info,
+            &self.runs,
+            &self.crcs,
+            transactions,
+        );
         Sealed {
             sequence,
             zone: self.zone,
@@ -159,7 +182,9 @@ impl Sealed {
     /// Copies payload blocks from `lba` on to `out` if they stand in this chunk. Blocks are found
     /// at the address they were first given.
     pub(super) fn copy_to(&self, lba: Lba, out: &mut [u8]) -> bool {
-        let Some(offset) = lba.0.checked_sub(self.lba.0) else { return false };
+        let Some(offset) = lba.0.checked_sub(self.lba.0) else {
+            return false;
+        };
         if (offset + (out.len() / BLOCK_SIZE) as u64) > self.blocks {
             return false;
         }

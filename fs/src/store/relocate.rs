@@ -12,7 +12,7 @@ use std::sync::Arc;
 use zns_backend::DmaBuffer;
 
 use super::extent::{Backing, Extent, for_each_extent};
-use super::open_chunk::Sealed;
+use super::open_chunk::{OpenChunk, Sealed};
 use super::txn::account;
 use super::view::scan_tree;
 use super::{Counters, Head, Records, Store, Value};
@@ -35,54 +35,61 @@ impl Store {
     /// Sends chunks whose write failed, and those behind them, elsewhere.
     pub(super) fn relocate_failed(&self) -> Result<()> {
         let mut head = self.head.write();
-        let mut failed = self.writer.take_failed();
+        let failed = self.writer.take_failed();
         for sealed in &failed {
             if head.zones.get(sealed.zone).usage != ZoneUse::Retired {
                 self.retire_zone(&mut head, sealed.zone);
             }
         }
-        if head.open.as_ref().is_some_and(|c| head.zones.get(c.zone).usage == ZoneUse::Retired) {
-            // The chunk being filled has addresses in the dead zone too.
-            self.seal_open(&mut head);
-            if let Some(empty) = head.open.take() {
-                drop(empty);
-                self.publish_open_range(None);
-            }
-            // Its write is refused, or fails, and brings it here.
-            self.writer.kick();
-            failed.extend(self.writer.take_failed());
-        }
         for sealed in failed {
             self.relocate(&mut head, &sealed)?;
+        }
+        if head
+            .open
+            .as_ref()
+            .is_some_and(|c| head.zones.get(c.zone).usage == ZoneUse::Retired)
+        {
+            // The chunk being filled has addresses in the dead zone too.
+            if head.open.as_ref().is_some_and(OpenChunk::is_empty) {
+                head.open = None;
+                self.publish_open_range(None);
+            } else if let Some(sealed) = self.seal_unqueued(&mut head) {
+                self.writer.enqueue_failed(&sealed);
+                self.relocate(&mut head, &sealed)?;
+            }
         }
         Ok(())
     }
 
+    /// Writes a chunk again in the first zone that takes it. The head is held: no address in a
+    /// zone that fails now gets into the catalog.
     fn relocate(&self, head: &mut Head, sealed: &Arc<Sealed>) -> Result<()> {
-        let zone = self.zone_with_room(head, sealed.blocks)?;
-        let lba = head.zones.next_lba(zone);
-        let mut buffer = DmaBuffer::new(sealed.buffer.len());
-        buffer.copy_from_slice(&sealed.buffer);
-        chunk::readdress(&mut buffer, lba, sealed.origin)?;
-        let finish_zone =
-            head.zones.advance(zone, sealed.blocks, sealed.sequence, head.version);
-        let moved = Sealed {
-            sequence: sealed.sequence,
-            zone,
-            lba,
-            origin: sealed.origin,
-            blocks: sealed.blocks,
-            payload: sealed.payload.clone(),
-            buffer: Arc::new(buffer),
-            finish_zone,
+        let mut buffer = DmaBuffer::new(sealed.bytes().len());
+        buffer.copy_from_slice(sealed.bytes());
+        let (zone, lba) = loop {
+            let zone = self.zone_with_room(head, sealed.blocks)?;
+            let lba = head.zones.next_lba(zone);
+            chunk::readdress(&mut buffer, lba)?;
+            match self.device.write(lba, &buffer) {
+                Ok(()) => break (zone, lba),
+                Err(error) => {
+                    tracing::error!("writing {} blocks at LBA {lba}: {error}", sealed.blocks);
+                    self.retire_zone(head, zone);
+                }
+            }
         };
+        if head
+            .zones
+            .advance(zone, sealed.blocks, sealed.sequence, head.version)
+        {
+            self.finish_zone(zone);
+        }
         self.translate_extents(head, sealed, lba)?;
         head.version += 1;
-        head.settle_retired();
-        let version = head.version;
-        head.ghosts.push((version, sealed.lba));
+        head.settle_retired()?;
+        head.ghosts.push((head.version, sealed.lba));
         Counters::add(&self.counters.writes_relocated, 1);
-        self.writer.enqueue(Arc::new(moved));
+        self.writer.settle(sealed.sequence);
         Ok(())
     }
 
@@ -90,7 +97,11 @@ impl Store {
         let open = head.zones.open_zones(Class::Hot);
         let taken = head.open.as_ref().map(|chunk| chunk.zone);
         open.into_iter()
-            .find(|zone| Some(*zone) != taken && head.zones.remaining(*zone) >= blocks)
+            .find(|zone| {
+                Some(*zone) != taken
+                    && head.zones.remaining(*zone) >= blocks
+                    && self.writer.is_idle(*zone)
+            })
             .or_else(|| head.zones.take_free(Class::Hot, 0))
             .ok_or(Error::NoSpace)
     }
@@ -101,21 +112,33 @@ impl Store {
         for run in &sealed.payload {
             if let Payload::Data { ino, first, count } = *run {
                 let mut changes = Vec::new();
-                let records = HeadRecords { tree: &head.tree, cache: &self.cache };
-                for_each_extent(&records, ino, first, first + u64::from(count), &mut |extent| {
-                    if let Backing::Mapped { lba: old, crcs } = &extent.backing
-                        && let Some(new) = translate(*old, sealed, lba)
-                    {
-                        let backing = Backing::Mapped { lba: new, crcs: crcs.clone() };
-                        changes.push(Extent { backing, ..extent });
-                    }
-                    ControlFlow::Continue(())
-                })?;
+                let records = HeadRecords {
+                    tree: &head.tree,
+                    cache: &self.cache,
+                };
+                for_each_extent(
+                    &records,
+                    ino,
+                    first,
+                    first + u64::from(count),
+                    &mut |extent| {
+                        if let Backing::Mapped { lba: old, crcs } = &extent.backing
+                            && let Some(new) = translate(*old, sealed, lba)
+                        {
+                            let backing = Backing::Mapped {
+                                lba: new,
+                                crcs: crcs.clone(),
+                            };
+                            changes.push(Extent { backing, ..extent });
+                        }
+                        ControlFlow::Continue(())
+                    },
+                )?;
                 for extent in changes {
                     let key = Key::new(ino, Kind::Extent, extent.start);
                     let value = extent.encode();
                     let old = head.tree.put(&self.cache, key, &value)?;
-                    account(head, &key, old.as_deref(), Some(&value));
+                    account(head, &key, old.as_deref(), Some(&value))?;
                 }
             }
             at += run.blocks();
@@ -167,4 +190,3 @@ impl Records for HeadRecords<'_> {
         scan_tree(self.tree, self.cache, from, to, visit)
     }
 }
-

@@ -25,7 +25,9 @@ pub(crate) fn read_chunk(
     }
     let mut block = vec![0; BLOCK_SIZE];
     device.read(lba, &mut block)?;
-    let Some(header) = parse_header(&block, lba, fsid) else { return Ok(None) };
+    let Some(header) = parse_header(&block, lba, fsid) else {
+        return Ok(None);
+    };
     if header.info.blocks > limit {
         return Ok(None);
     }
@@ -35,7 +37,10 @@ pub(crate) fn read_chunk(
         device.read(tail_lba, &mut tail)?;
     }
     match header.body(&tail) {
-        Ok(body) => Ok(Some(FoundChunk { info: header.info, body })),
+        Ok(body) => Ok(Some(FoundChunk {
+            info: header.info,
+            body,
+        })),
         Err(error) => {
             tracing::debug!("{error}");
             Ok(None)

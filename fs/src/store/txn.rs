@@ -34,7 +34,9 @@ impl Store {
     /// `ReadOnly`; device errors of a collection that was needed.
     pub fn begin(&self) -> Result<Txn<'_>> {
         self.check_writable()?;
-        self.writer.wait_below(IN_FLIGHT_MAX);
+        if self.writer.wait_below(IN_FLIGHT_MAX).is_err() {
+            self.latch("moving failed writes", self.relocate_failed())?;
+        }
         self.make_room()?;
         self.begin_at_once()
     }
@@ -43,36 +45,54 @@ impl Store {
     pub(super) fn begin_at_once(&self) -> Result<Txn<'_>> {
         let head = self.head.write();
         self.check_writable()?;
-        Ok(Txn { store: self, head: Some(head), ops: Vec::new(), undo: Vec::new() })
+        Ok(Txn {
+            store: self,
+            head: Some(head),
+            ops: Vec::new(),
+            undo: Vec::new(),
+        })
     }
 }
 
 /// Changes the live counts from what `old` occupied to what `new` occupies.
-pub(super) fn account(head: &mut Head, key: &Key, old: Option<&[u8]>, new: Option<&[u8]>) {
+///
+/// # Errors
+/// `Corrupt` if either is no possible place.
+pub(super) fn account(
+    head: &mut Head,
+    key: &Key,
+    old: Option<&[u8]>,
+    new: Option<&[u8]>,
+) -> Result<()> {
     if key.kind != Kind::Extent {
-        return;
+        return Ok(());
     }
     if let Some((lba, blocks)) = new.and_then(footprint) {
         match lba {
-            Some(lba) => head.zones.credit(lba, blocks),
+            Some(lba) => head.zones.credit(lba, blocks)?,
             None => head.reserved += blocks,
         }
     }
     if let Some((lba, blocks)) = old.and_then(footprint) {
         match lba {
-            Some(lba) => head.zones.debit(lba, blocks, head.version + 1),
+            Some(lba) => head.zones.debit(lba, blocks, head.version + 1)?,
             None => head.reserved = head.reserved.saturating_sub(blocks),
         }
     }
+    Ok(())
 }
 
 impl Txn<'_> {
     fn head(&self) -> &Head {
-        self.head.as_deref().expect("a live transaction holds the head")
+        self.head
+            .as_deref()
+            .expect("a live transaction holds the head")
     }
 
     fn head_mut(&mut self) -> &mut Head {
-        self.head.as_deref_mut().expect("a live transaction holds the head")
+        self.head
+            .as_deref_mut()
+            .expect("a live transaction holds the head")
     }
 
     /// Sets the value of a record (at most `catalog::MAX_VALUE` bytes).
@@ -83,10 +103,13 @@ impl Txn<'_> {
         let store = self.store;
         let head = self.head_mut();
         let old = head.tree.put(&store.cache, key, value)?;
-        account(head, &key, old.as_deref(), Some(value));
+        let accounted = account(head, &key, old.as_deref(), Some(value));
         self.undo.push((key, old));
-        self.ops.push(Op::Put { key: key.into(), value: value.to_vec() });
-        Ok(())
+        self.ops.push(Op::Put {
+            key: key.into(),
+            value: value.to_vec(),
+        });
+        accounted
     }
 
     /// Removes a record if it is there.
@@ -97,9 +120,10 @@ impl Txn<'_> {
         let store = self.store;
         let head = self.head_mut();
         if let Some(old) = head.tree.delete(&store.cache, key)? {
-            account(head, key, Some(&old), None);
+            let accounted = account(head, key, Some(&old), None);
             self.undo.push((*key, Some(old)));
             self.ops.push(Op::Delete { key: (*key).into() });
+            accounted?;
         }
         Ok(())
     }
@@ -113,16 +137,22 @@ impl Txn<'_> {
         let store = self.store;
         let mut removed = Vec::new();
         let head = self.head_mut();
-        let outcome = head.tree.delete_range(&store.cache, *from, *to, &mut |key, value| {
-            removed.push((key, Some(value.to_vec())));
-        });
-        for (key, value) in &removed {
-            account(head, key, value.as_deref(), None);
-        }
+        let outcome = head
+            .tree
+            .delete_range(&store.cache, *from, *to, &mut |key, value| {
+                removed.push((key, Some(value.to_vec())));
+            });
+        let accounted = removed
+            .iter()
+            .try_for_each(|(key, value)| account(head, key, value.as_deref(), None));
         self.undo.append(&mut removed);
         let count = outcome?;
+        accounted?;
         if count > 0 {
-            self.ops.push(Op::DeleteRange { from: (*from).into(), to: (*to).into() });
+            self.ops.push(Op::DeleteRange {
+                from: (*from).into(),
+                to: (*to).into(),
+            });
         }
         Ok(count)
     }
@@ -146,7 +176,8 @@ impl Txn<'_> {
     /// As [`super::View::read_blocks`].
     pub fn read_blocks(&self, ino: Ino, first: u64, buffer: &mut [u8]) -> Result<()> {
         let open = self.head().open.as_ref();
-        self.store.read_file_blocks(self, Some(open), ino, first, buffer)
+        self.store
+            .read_file_blocks(self, Some(open), ino, first, buffer)
     }
 
     /// Puts blocks into the log and returns the runs they were given.
@@ -189,9 +220,12 @@ impl Txn<'_> {
             let mut bytes = Vec::with_capacity(256);
             encode_into(&mut bytes, &Transaction { next_ino, ops });
             let head = self.head_mut();
-            store.open_chunk(head, 0, bytes.len())?.push_transaction(&bytes);
+            store
+                .open_chunk(head, 0, bytes.len())?
+                .push_transaction(&bytes);
             head.version += 1;
-            head.settle_retired();
+            head.settle_retired()?;
+            store.publish_pressure(head);
             Counters::add(&store.counters.transactions, 1);
         }
         self.undo.clear();
@@ -216,11 +250,10 @@ impl Txn<'_> {
                 Some(value) => head.tree.put(&store.cache, key, value)?,
                 None => head.tree.delete(&store.cache, &key)?,
             };
-            account(head, &key, replaced.as_deref(), old.as_deref());
+            account(head, &key, replaced.as_deref(), old.as_deref())?;
         }
         head.version += 1;
-        head.settle_retired();
-        Ok(())
+        head.settle_retired()
     }
 }
 
@@ -230,7 +263,8 @@ impl Drop for Txn<'_> {
             return;
         }
         if let Err(error) = self.roll_back() {
-            self.store.latch_read_only(&format!("undoing a transaction: {error}"));
+            self.store
+                .latch_read_only(&format!("undoing a transaction: {error}"));
         }
     }
 }

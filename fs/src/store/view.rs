@@ -57,7 +57,11 @@ impl Store {
     pub fn view(&self) -> View<'_> {
         let head = self.head.read();
         self.pins.add(head.version);
-        View { store: self, tree: head.tree.clone(), version: head.version }
+        View {
+            store: self,
+            tree: head.tree.clone(),
+            version: head.version,
+        }
     }
 }
 

@@ -58,7 +58,11 @@ impl Writer {
     /// A writer to `device`. Without `queued` every chunk is written by the thread that sealed it,
     /// in order: slower, and deterministic.
     pub(super) fn new(device: Arc<dyn ZonedDevice>, queued: bool) -> Result<Arc<Writer>> {
-        let queue = if queued { Some(device.queue(QUEUE_DEPTH)?) } else { None };
+        let queue = if queued {
+            Some(device.queue(QUEUE_DEPTH)?)
+        } else {
+            None
+        };
         let writer = Arc::new(Writer {
             device,
             queue,
@@ -92,32 +96,51 @@ impl Writer {
     pub(super) fn enqueue(&self, sealed: Arc<Sealed>) {
         let mut state = self.state.lock();
         state.blocks += sealed.blocks;
-        state.outstanding.insert(sealed.sequence, Arc::clone(&sealed));
+        state
+            .outstanding
+            .insert(sealed.sequence, Arc::clone(&sealed));
         state.resident.insert(sealed.lba, Arc::clone(&sealed));
-        self.resident_count.store(state.resident.len(), Ordering::Release);
-        state.lanes.entry(sealed.zone).or_default().waiting.push_back(sealed);
+        self.resident_count
+            .store(state.resident.len(), Ordering::Release);
+        state
+            .lanes
+            .entry(sealed.zone)
+            .or_default()
+            .waiting
+            .push_back(sealed);
     }
 
     /// Whether nothing is on its way to `zone`.
     pub(super) fn is_idle(&self, zone: ZoneId) -> bool {
-        self.state.lock().lanes.get(&zone).is_none_or(|l| !l.busy && l.waiting.is_empty())
+        self.state
+            .lock()
+            .lanes
+            .get(&zone)
+            .is_none_or(|l| !l.busy && l.waiting.is_empty())
     }
 
     /// Starts what can be started.
     pub(super) fn kick(&self) {
         loop {
             let mut state = self.state.lock();
-            let Some(sealed) = State::startable(&mut state, u64::MAX) else { return };
+            let Some(sealed) = State::startable(&mut state, u64::MAX) else {
+                return;
+            };
             drop(state);
             self.start(sealed, self.queue.is_none());
         }
     }
 
     /// Waits until at most `blocks` blocks are on their way.
-    pub(super) fn wait_below(&self, blocks: u64) {
+    pub(super) fn wait_below(&self, blocks: u64) -> std::result::Result<(), WriteFailed> {
         let mut state = self.state.lock();
         while state.blocks > blocks && state.failed.is_empty() {
             self.changed.wait(&mut state);
+        }
+        if state.failed.is_empty() {
+            Ok(())
+        } else {
+            Err(WriteFailed)
         }
     }
 
@@ -128,7 +151,12 @@ impl Writer {
             if !state.failed.is_empty() {
                 return Err(WriteFailed);
             }
-            if state.outstanding.keys().next().is_none_or(|first| *first > sequence) {
+            if state
+                .outstanding
+                .keys()
+                .next()
+                .is_none_or(|first| *first > sequence)
+            {
                 return Ok(());
             }
             if let Some(sealed) = State::startable(&mut state, sequence) {
@@ -154,11 +182,29 @@ impl Writer {
         failed
     }
 
+    /// Takes a chunk whose zone is known to fail: readable, outstanding, and not to be written.
+    pub(super) fn enqueue_failed(&self, sealed: &Arc<Sealed>) {
+        let mut state = self.state.lock();
+        state
+            .outstanding
+            .insert(sealed.sequence, Arc::clone(sealed));
+        state.resident.insert(sealed.lba, Arc::clone(sealed));
+        self.resident_count
+            .store(state.resident.len(), Ordering::Release);
+    }
+
+    /// A chunk that failed is on the device elsewhere.
+    pub(super) fn settle(&self, sequence: u64) {
+        self.state.lock().outstanding.remove(&sequence);
+        self.changed.notify_all();
+    }
+
     /// Drops chunks that are on the device elsewhere and that no reader needs at `lba` any more.
     pub(super) fn forget_resident(&self, lba: Lba) {
         let mut state = self.state.lock();
         state.resident.remove(&lba);
-        self.resident_count.store(state.resident.len(), Ordering::Release);
+        self.resident_count
+            .store(state.resident.len(), Ordering::Release);
     }
 
     /// Copies blocks from `lba` on to `out` if they stand in a chunk that is kept in memory.
@@ -168,7 +214,11 @@ impl Writer {
         }
         let found = {
             let state = self.state.lock();
-            state.resident.range(..=lba).next_back().map(|(_, sealed)| Arc::clone(sealed))
+            state
+                .resident
+                .range(..=lba)
+                .next_back()
+                .map(|(_, sealed)| Arc::clone(sealed))
         };
         found.is_some_and(|sealed| sealed.copy_to(lba, out))
     }
@@ -208,10 +258,15 @@ impl Writer {
                 state.blocks -= sealed.blocks;
                 state.outstanding.remove(&sealed.sequence);
                 state.resident.remove(&sealed.lba);
-                self.resident_count.store(state.resident.len(), Ordering::Release);
+                self.resident_count
+                    .store(state.resident.len(), Ordering::Release);
             }
             Err(error) => {
-                tracing::error!("writing {} blocks at LBA {}: {error}", sealed.blocks, sealed.lba);
+                tracing::error!(
+                    "writing {} blocks at LBA {}: {error}",
+                    sealed.blocks,
+                    sealed.lba
+                );
                 let behind: Vec<_> = lane.waiting.drain(..).collect();
                 state.failed.push(Arc::clone(sealed));
                 state.failed.extend(behind);
@@ -234,7 +289,12 @@ impl Writer {
                 if completion.token == STOP {
                     return;
                 }
-                let sealed = self.state.lock().outstanding.get(&completion.token).cloned();
+                let sealed = self
+                    .state
+                    .lock()
+                    .outstanding
+                    .get(&completion.token)
+                    .cloned();
                 if let Some(sealed) = sealed {
                     self.complete(&sealed, completion.result);
                 }

@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 
 use zns_backend::Geometry;
 
+use crate::error::{Error, Result};
 use crate::format::checkpoint::{ZoneRecord, ZoneUse};
 use crate::format::chunk::Class;
 use crate::types::{Lba, ZoneId};
@@ -50,8 +51,12 @@ impl ZoneTable {
             })
             .collect();
         let live_total = zones.iter().map(|z| z.live).sum();
-        let mut table =
-            ZoneTable { geometry: *geometry, zones, free: VecDeque::new(), live_total };
+        let mut table = ZoneTable {
+            geometry: *geometry,
+            zones,
+            free: VecDeque::new(),
+            live_total,
+        };
         table.rebuild_free();
         table
     }
@@ -60,7 +65,11 @@ impl ZoneTable {
     pub(super) fn fresh(geometry: &Geometry) -> ZoneTable {
         let records: Vec<ZoneRecord> = (0..geometry.zones)
             .map(|zone| ZoneRecord {
-                usage: if zone < ANCHORS { ZoneUse::Anchor } else { ZoneUse::Free },
+                usage: if zone < ANCHORS {
+                    ZoneUse::Anchor
+                } else {
+                    ZoneUse::Free
+                },
                 pointer: 0,
                 live: 0,
                 age: 0,
@@ -81,7 +90,12 @@ impl ZoneTable {
     pub(super) fn records(&self) -> Vec<ZoneRecord> {
         self.zones
             .iter()
-            .map(|z| ZoneRecord { usage: z.usage, pointer: z.pointer, live: z.live, age: z.age })
+            .map(|z| ZoneRecord {
+                usage: z.usage,
+                pointer: z.pointer,
+                live: z.live,
+                age: z.age,
+            })
             .collect()
     }
 
@@ -125,14 +139,22 @@ impl ZoneTable {
             return None;
         }
         let id = self.free.pop_front()?;
-        *self.get_mut(id) =
-            Zone { usage: ZoneUse::Open(class), pointer: 0, live: 0, age: 0, emptied: None };
+        *self.get_mut(id) = Zone {
+            usage: ZoneUse::Open(class),
+            pointer: 0,
+            live: 0,
+            age: 0,
+            emptied: None,
+        };
         Some(id)
     }
 
     /// The open zones of a class.
     pub(super) fn open_zones(&self, class: Class) -> Vec<ZoneId> {
-        self.iter().filter(|(_, z)| z.usage == ZoneUse::Open(class)).map(|(id, _)| id).collect()
+        self.iter()
+            .filter(|(_, z)| z.usage == ZoneUse::Open(class))
+            .map(|(id, _)| id)
+            .collect()
     }
 
     /// Gives `blocks` of an open zone to a chunk. True if the zone is thereby used up and sealed
@@ -161,30 +183,60 @@ impl ZoneTable {
 
     /// A zone has been reset.
     pub(super) fn release(&mut self, id: ZoneId) {
-        *self.get_mut(id) =
-            Zone { usage: ZoneUse::Free, pointer: 0, live: 0, age: 0, emptied: None };
+        *self.get_mut(id) = Zone {
+            usage: ZoneUse::Free,
+            pointer: 0,
+            live: 0,
+            age: 0,
+            emptied: None,
+        };
         self.free.push_back(id);
     }
 
     /// `blocks` blocks from `lba` on became live.
-    pub(super) fn credit(&mut self, lba: Lba, blocks: u64) {
-        let id = self.of(lba);
-        let zone = self.get_mut(id);
+    ///
+    /// # Errors
+    /// `Corrupt` if they do not lie in a zone.
+    pub(super) fn credit(&mut self, lba: Lba, blocks: u64) -> Result<()> {
+        let zone = self.holder(lba, blocks)?;
         zone.live += blocks;
         zone.emptied = None;
         self.live_total += blocks;
+        Ok(())
     }
 
     /// `blocks` blocks from `lba` on are dead from `version` on.
-    pub(super) fn debit(&mut self, lba: Lba, blocks: u64, version: u64) {
-        let id = self.of(lba);
-        let zone = self.get_mut(id);
-        debug_assert!(zone.live >= blocks, "zone {id} loses more blocks than are live in it");
-        zone.live = zone.live.saturating_sub(blocks);
+    ///
+    /// # Errors
+    /// `Corrupt` if they do not lie in a zone or were not live.
+    pub(super) fn debit(&mut self, lba: Lba, blocks: u64, version: u64) -> Result<()> {
+        let zone = self.holder(lba, blocks)?;
+        zone.live = zone
+            .live
+            .checked_sub(blocks)
+            .ok_or_else(|| Error::Corrupt {
+                what: "live count",
+                detail: format!("{blocks} blocks at LBA {lba} die in a zone with fewer live"),
+            })?;
         if zone.live == 0 {
             zone.emptied = Some(version);
         }
-        self.live_total = self.live_total.saturating_sub(blocks);
+        self.live_total -= blocks;
+        Ok(())
+    }
+
+    fn holder(&mut self, lba: Lba, blocks: u64) -> Result<&mut Zone> {
+        let capacity = self.geometry.zone_capacity;
+        let inside = self
+            .geometry
+            .offset_of(lba)
+            .checked_add(blocks)
+            .is_some_and(|e| e <= capacity);
+        let zone = self.zones.get_mut(self.geometry.zone_of(lba).0 as usize);
+        zone.filter(|_| inside).ok_or_else(|| Error::Corrupt {
+            what: "block address",
+            detail: format!("{blocks} blocks at LBA {lba} lie in no zone"),
+        })
     }
 
     /// Sealed zones without live blocks that no version older than `version` can need.

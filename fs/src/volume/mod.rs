@@ -25,7 +25,7 @@ impl Volume {
     /// fresh, and reclaims orphans.
     pub fn open(device: Arc<dyn ZonedDevice>, options: &StoreOptions) -> Result<Volume> {
         Ok(Volume {
-            store: Arc::new(Store::open(device, options)?),
+            store: Store::open(device, options)?,
         })
     }
     /// The store below.
