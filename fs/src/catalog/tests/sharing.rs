@@ -215,6 +215,31 @@ fn deleting_everything_leaves_one_empty_leaf() {
 }
 
 #[test]
+fn a_range_that_ends_at_the_first_record_of_a_leaf_takes_that_record() {
+    let device = Device::new();
+    let cache = device.cache(1000);
+    let mut tree = Tree::empty();
+    (0..2000).for_each(|number| drop(tree.put(&cache, key(number), &[1; 40]).unwrap()));
+    device.checkpoint(&mut tree, &cache);
+    let (_, nodes) = checked(&tree, &cache);
+    for info in nodes
+        .values()
+        .filter(|info| info.level == 0 && info.first_key != Key::MIN)
+    {
+        let mut tree = tree.clone();
+        let mut last = None;
+        let mut note = |key, _: &[u8]| last = Some(key);
+        tree.delete_range(&cache, key(0)..=info.first_key, &mut note)
+            .unwrap();
+        assert_eq!(last, Some(info.first_key));
+        assert!(
+            tree.range(&cache, ..)
+                .all(|record| record.unwrap().0 > info.first_key)
+        );
+    }
+}
+
+#[test]
 fn deletion_keeps_the_tree_compact() {
     let cache = Device::new().cache(10);
     let mut tree = Tree::empty();
