@@ -15,7 +15,8 @@ pub const MAX_FANOUT: usize = CAPACITY / ENTRY;
 
 const _: () = assert!(MAX_FANOUT == 140);
 
-/// An inner node. Never without children.
+/// An inner node. Without children only on its way out of the tree. `keys[0]` is never consulted
+/// (the bound is the parent's to know) and set right when the node is written.
 #[derive(Clone, Debug)]
 pub(super) struct Inner {
     level: u8,
@@ -170,9 +171,8 @@ impl Inner {
 
     /// Removes child `at`. Its range goes to its left neighbour, or if it has none to its right.
     pub(super) fn remove(&mut self, at: usize) -> Child {
-        // The separator of the first child is the lower bound of the node and stays.
-        self.keys
-            .remove(if at == 0 && self.len() > 1 { 1 } else { at });
+        // The first separator may be too high afterwards; nothing asks for it.
+        self.keys.remove(at);
         self.children.remove(at)
     }
 

@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+use super::super::node::Node;
 use super::super::{Key, Kind, MAX_VALUE, NodeCache, NodeInfo, Tree, WriteOut};
 use super::{Books, Device, Model, checked, contents};
 use crate::Error;
@@ -120,6 +121,38 @@ impl World {
             .for_each(|(key, _)| drop(self.model.remove(key)));
         assert_eq!(count, expected.len() as u64);
         assert_eq!(deleted, expected);
+    }
+
+    /// Deletes a run of records, some way or other; now and then something comes between.
+    fn shrink(&mut self) {
+        let from = self.key();
+        let mut doomed = self.model.range(from..).map(|(key, _)| *key);
+        let doomed: Vec<Key> = doomed
+            .by_ref()
+            .take(self.rng.random_range(1..200))
+            .collect();
+        let Some((first, last)) = doomed.first().zip(doomed.last()) else {
+            return;
+        };
+        if self.rng.random_bool(0.5) {
+            let count = self
+                .head
+                .delete_range(&self.cache, *first..=*last, &mut |_, _| {})
+                .unwrap();
+            assert_eq!(count, doomed.len() as u64);
+        } else {
+            for key in &doomed {
+                assert!(self.head.delete(&self.cache, key).unwrap().is_some());
+            }
+        }
+        doomed.iter().for_each(|key| drop(self.model.remove(key)));
+        match self.rng.random_range(0..8) {
+            0 => self.checkpoint(),
+            1 => self.collect(),
+            2 => self.put_run(),
+            3 => self.look(),
+            _ => self.put(),
+        }
     }
 
     fn look(&mut self) {
@@ -279,6 +312,8 @@ impl World {
             left = left.checked_sub(1).ok_or(Error::NoSpace)?;
             let lba = self.device.write(page);
             lbas.insert(lba);
+            let node = Node::decode(Box::new(*page)).unwrap();
+            assert!(node.level() == info.level && node.lies_within(&info.first_key, None));
             self.infos.insert(lba, info);
             Ok(lba)
         });
@@ -335,6 +370,30 @@ impl World {
             975..990 => self.checkpoint(),
             _ => self.collect(),
         }
+    }
+}
+
+/// Trees of three levels, with inner nodes that fill up, run empty and merge.
+#[test]
+fn a_high_tree_behaves_like_a_map_while_it_is_filled_and_emptied() {
+    for seed in 100..106 {
+        println!("seed {seed}");
+        let mut world = World::new(seed);
+        (world.inodes, world.value_max) = (40, MAX_VALUE);
+        for round in 0..3 {
+            let keys = (0..4000).map(|_| world.key()).collect::<Vec<_>>();
+            for key in keys {
+                world.head.put(&world.cache, key, &[round; 800]).unwrap();
+                world.model.insert(key, vec![round; 800]);
+            }
+            assert_eq!(world.head.height(), 3);
+            while world.model.len() > 300 {
+                world.shrink();
+            }
+            (0..50).for_each(|_| world.step(false));
+        }
+        world.books.check(&mut world.head, &world.cache);
+        assert_eq!(contents(&world.head, &world.cache), world.model);
     }
 }
 

@@ -132,9 +132,9 @@ fn an_inner_page_is_validated_field_by_field() {
         panic!("a good page")
     };
     assert_eq!((back.level(), back.len()), (1, 50));
-    for at in 0..50 {
+    for (at, wanted) in references.iter().enumerate() {
         assert_eq!(back.key(at), &key(at as u64));
-        assert!(matches!(back.child(at), Child::Clean(reference) if *reference == references[at]));
+        assert!(matches!(back.child(at), Child::Clean(reference) if reference == wanted));
     }
     refused("level", &|page| page[5] = 12);
     refused("no children", &|page| page[6] = 0);

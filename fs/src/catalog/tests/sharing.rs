@@ -1,5 +1,6 @@
 //! Clones, checkpoints and readers that overlap with writers.
 
+use std::ops::Bound;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
@@ -211,6 +212,67 @@ fn deleting_everything_leaves_one_empty_leaf() {
         }
         assert_eq!((tree.height(), tree.dirty_nodes()), (1, 1));
         assert_eq!(tree.take_retired().len(), visited);
+    }
+}
+
+#[test]
+fn a_range_that_ends_at_the_first_record_of_a_leaf_takes_that_record() {
+    let device = Device::new();
+    let cache = device.cache(1000);
+    let mut tree = Tree::empty();
+    (0..2000).for_each(|number| drop(tree.put(&cache, key(number), &[1; 40]).unwrap()));
+    device.checkpoint(&mut tree, &cache);
+    let (_, nodes) = checked(&tree, &cache);
+    for info in nodes
+        .values()
+        .filter(|info| info.level == 0 && info.first_key != Key::MIN)
+    {
+        let mut tree = tree.clone();
+        let mut last = None;
+        let mut note = |key, _: &[u8]| last = Some(key);
+        tree.delete_range(&cache, key(0)..=info.first_key, &mut note)
+            .unwrap();
+        assert_eq!(last, Some(info.first_key));
+        assert!(
+            tree.range(&cache, ..)
+                .all(|record| record.unwrap().0 > info.first_key)
+        );
+    }
+}
+
+#[test]
+fn a_cursor_respects_every_kind_of_bound_at_both_ends() {
+    let cache = Device::new().cache(0);
+    let mut tree = Tree::empty();
+    let mut model = Model::new();
+    for number in (0..1000).step_by(2) {
+        tree.put(&cache, key(number), &[1; 40]).unwrap();
+        model.insert(key(number), vec![1; 40]);
+    }
+    let bounds = |number| {
+        [
+            Bound::Unbounded,
+            Bound::Included(key(number)),
+            Bound::Excluded(key(number)),
+        ]
+    };
+    for (from, to) in [(0, 998), (1, 997), (300, 301), (300, 302), (999, 2000)] {
+        for range in bounds(from)
+            .into_iter()
+            .flat_map(|from| bounds(to).map(|to| (from, to)))
+        {
+            let mut expected: Vec<Key> = model.range(range).map(|(key, _)| *key).collect();
+            let forward = tree.range(&cache, range).map(|record| record.unwrap().0);
+            assert_eq!(forward.collect::<Vec<_>>(), expected, "{range:?}");
+            assert!(tree.range(&cache, range).prev().is_none(), "{range:?}");
+            expected.reverse();
+            let backward = tree.range_back(&cache, range).backward();
+            assert_eq!(
+                backward.map(|record| record.unwrap().0).collect::<Vec<_>>(),
+                expected
+            );
+            assert!(tree.range_back(&cache, range).next().is_none(), "{range:?}");
+        }
     }
 }
 
