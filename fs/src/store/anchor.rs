@@ -170,11 +170,6 @@ impl Anchors {
         self.pointer = 1 + blocks;
         Ok(())
     }
-
-    /// The zone in use and the blocks written in it.
-    pub(super) fn place(&self) -> (ZoneId, u64) {
-        (self.current, self.pointer)
-    }
 }
 
 /// The newest sound record below `pointer`, searched backwards.

@@ -135,7 +135,6 @@ impl Store {
         head.durable = Mark {
             number,
             version: snapshot.version,
-            next_sequence: snapshot.next_sequence,
         };
         head.log_blocks -= snapshot.log_blocks;
         self.forget_ghosts(&mut head);

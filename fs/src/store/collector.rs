@@ -64,6 +64,9 @@ impl Store {
             if batch.is_empty() {
                 break;
             }
+            // The last chunks of a victim may still be on their way.
+            let next = self.head.read().next_sequence;
+            self.latch("collection", self.write_before(next))?;
             for zone in &batch {
                 self.empty_zone(*zone)?;
             }

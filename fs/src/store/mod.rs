@@ -164,7 +164,6 @@ struct Head {
 struct Mark {
     number: u64,
     version: u64,
-    next_sequence: u64,
 }
 
 /// Sizes derived from the geometry once.

@@ -125,7 +125,6 @@ impl Store {
         let mark = Mark {
             number: checkpoint.number,
             version: 0,
-            next_sequence: checkpoint.next_sequence,
         };
         let head = Head {
             tree: Tree::from_root(root, checkpoint.root_height)?,
@@ -252,15 +251,12 @@ impl Store {
                     account(head, &key, old.as_deref(), None)?;
                 }
                 Op::DeleteRange { from, to } => {
-                    let mut removed = Vec::new();
-                    head.tree.delete_range(
-                        &self.cache,
-                        from.key()?,
-                        to.key()?,
-                        &mut |key, value| {
+                    let mut removed: Vec<(Key, Vec<u8>)> = Vec::new();
+                    let range = from.key()?..=to.key()?;
+                    head.tree
+                        .delete_range(&self.cache, range, &mut |key, value| {
                             removed.push((key, value.to_vec()));
-                        },
-                    )?;
+                        })?;
                     for (key, value) in removed {
                         account(head, &key, Some(&value), None)?;
                     }

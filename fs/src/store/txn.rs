@@ -135,18 +135,17 @@ impl Txn<'_> {
     /// Device errors.
     pub fn delete_range(&mut self, from: &Key, to: &Key) -> Result<u64> {
         let store = self.store;
-        let mut removed = Vec::new();
+        let mut removed: Vec<(Key, Option<Vec<u8>>)> = Vec::new();
         let head = self.head_mut();
-        let outcome = head
+        let count = head
             .tree
-            .delete_range(&store.cache, *from, *to, &mut |key, value| {
+            .delete_range(&store.cache, *from..=*to, &mut |key, value| {
                 removed.push((key, Some(value.to_vec())));
-            });
+            })?;
         let accounted = removed
             .iter()
             .try_for_each(|(key, value)| account(head, key, value.as_deref(), None));
         self.undo.append(&mut removed);
-        let count = outcome?;
         accounted?;
         if count > 0 {
             self.ops.push(Op::DeleteRange {
