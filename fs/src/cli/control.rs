@@ -17,6 +17,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::inspect::{self, Inspect};
 use crate::fuse::mountinfo::DeviceNumber;
 use crate::volume::Volume;
 
@@ -162,7 +163,7 @@ fn carry_out(request: Request, volume: &Volume, progress: &(dyn Fn(u64, u64) + S
         Request::Info => store.info().map(serde_json::to_value),
         Request::Stats => Ok(serde_json::to_value(store.stats())),
         Request::Zones => store.zone_table().map(serde_json::to_value),
-        Request::Scrub => store.scrub(progress).map(serde_json::to_value),
+        Request::Scrub => Ok(serde_json::to_value(inspect::scrub(volume, progress))),
         Request::Sync => volume.sync().map(serde_json::to_value),
         Request::Watch => Ok(Ok(Value::Null)),
     };

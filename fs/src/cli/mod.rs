@@ -9,6 +9,7 @@ mod device;
 mod fsck;
 mod helper;
 mod info;
+mod inspect;
 mod mkfs;
 mod mount;
 mod output;

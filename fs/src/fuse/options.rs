@@ -6,7 +6,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::size::parse_size;
+use zns_backend::parse_size;
 
 /// Longest lifetime of what the kernel caches, where nothing else is asked for: a day.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
