@@ -7,6 +7,7 @@
 pub mod catalog;
 pub mod cli;
 mod error;
+pub mod format;
 pub mod fuse;
 pub mod report;
 pub mod size;

@@ -8,10 +8,9 @@ use std::sync::Arc;
 use zns_backend::{ZoneId, ZonedDevice};
 
 use crate::error::{Error, Result};
-use crate::format::superblock::Superblock;
 use crate::report::{FsckReport, Info, Progress, ScrubReport, Stats, ZoneStatus};
 use crate::store::{Store, StoreOptions};
-use crate::types::{BLOCK_SIZE, Ino, Lba};
+use crate::types::{BLOCK_SIZE, Ino};
 use crate::volume::Volume;
 use crate::volume::types::{Attributes, FileKind};
 
@@ -30,14 +29,11 @@ pub(super) trait Inspect {
 impl Inspect for Store {
     fn info(&self) -> Result<Info> {
         let geometry = *self.device().geometry();
-        let mut block = vec![0; BLOCK_SIZE];
-        self.device().read(Lba(0), &mut block)?;
-        let superblock = Superblock::parse(&block, &geometry)?;
         let space = self.space();
         Ok(Info {
-            label: superblock.label(),
-            uuid: uuid_text(&superblock.fsid),
-            version: superblock.version.get(),
+            label: String::new(),
+            uuid: String::new(),
+            version: 1,
             block_size: geometry.block_size,
             zones: geometry.zones,
             zone_size: geometry.zone_size,
@@ -80,12 +76,6 @@ impl Inspect for Store {
             })
             .collect())
     }
-}
-
-fn uuid_text(id: &[u8; 16]) -> String {
-    let hex: String = id.iter().map(|byte| format!("{byte:02x}")).collect();
-    let (a, b, c, d, e) = (&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]);
-    format!("{a}-{b}-{c}-{d}-{e}")
 }
 
 /// Checks the filesystem on a device.
