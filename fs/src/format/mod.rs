@@ -6,6 +6,7 @@
 
 pub mod checkpoint;
 pub mod chunk;
+pub mod record;
 pub mod superblock;
 
 use crate::error::{Error, Result};
