@@ -136,3 +136,27 @@ pub(crate) fn errno<T>(result: Result<T>) -> i32 {
         Err(error) => Error::errno(&error),
     }
 }
+
+/// Closes a volume and mounts what is on its device.
+pub(crate) fn remount(volume: Volume) -> Volume {
+    let device = Arc::clone(volume.store().device());
+    volume.close().expect("close");
+    drop(volume);
+    Volume::open(device, &options()).expect("open")
+}
+
+/// Fills a volume with files named by their number until there is no space, and returns how many.
+pub(crate) fn fill(volume: &Volume) -> u64 {
+    let data = pattern(1, 1 << 20);
+    for number in 0.. {
+        let name = format!("fill{number}");
+        let made = volume.mknod(&ROOT, Ino::ROOT, name.as_bytes(), S_IFREG | 0o644, 0);
+        let written = made.and_then(|made| volume.write(made.ino, 0, &data, false, None));
+        match written {
+            Ok(()) => {}
+            Err(Error::NoSpace) => return number,
+            Err(error) => panic!("{error}"),
+        }
+    }
+    unreachable!("a device is finite")
+}

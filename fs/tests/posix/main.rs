@@ -6,6 +6,7 @@ mod common;
 mod contents;
 mod names;
 mod orphans;
+mod persistence;
 mod renames;
 mod space;
 mod xattrs;

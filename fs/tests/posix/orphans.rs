@@ -100,7 +100,7 @@ fn fragmented_file_is_reclaimed_whether_it_is_in_use_or_not() {
     for open in [false, true] {
         let f = file(&v, "f");
         // Extents of one block with holes between them: two full steps and a rest.
-        let blocks = 900u64;
+        let blocks = 9000u64;
         for at in 0..blocks {
             write(&v, f, at * 2 * K, &[at as u8; 4096]);
         }
