@@ -32,7 +32,11 @@ fn complaint(dir: &Path, arguments: &[&str], code: i32) -> String {
 fn playground() -> TempDir {
     let dir = TempDir::new().unwrap();
     let made = run_in(dir.path(), &["mkfs", "image", "--size", "128M"]);
-    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    assert!(
+        made.status.success(),
+        "{}",
+        String::from_utf8_lossy(&made.stderr)
+    );
     fs::write(dir.path().join("text"), "this is no image").unwrap();
     fs::create_dir(dir.path().join("mnt")).unwrap();
     dir
@@ -55,8 +59,14 @@ fn missing_and_wrong_devices_are_named() {
         (&["scrub", "mnt"], "mnt: no WarrenFS is mounted there"),
         (&["zones", "mnt"], "mnt: no WarrenFS is mounted there"),
         (&["umount", "nowhere"], "nowhere: "),
-        (&["mount", "image", "nowhere"], "nowhere: the mount point does not exist"),
-        (&["mount", "image", "text"], "text: the mount point is not a directory"),
+        (
+            &["mount", "image", "nowhere"],
+            "nowhere: the mount point does not exist",
+        ),
+        (
+            &["mount", "image", "text"],
+            "text: the mount point is not a directory",
+        ),
     ] {
         let line = complaint(dir.path(), arguments, 1);
         assert!(line.starts_with(subject), "{arguments:?}: {line}");
@@ -67,7 +77,10 @@ fn missing_and_wrong_devices_are_named() {
 fn arguments_that_make_no_sense_are_usage_errors() {
     let dir = playground();
     for (arguments, part) in [
-        (&["mount", "image", "mnt", "-o", "ro,frobnicate"][..], "'frobnicate'"),
+        (
+            &["mount", "image", "mnt", "-o", "ro,frobnicate"][..],
+            "'frobnicate'",
+        ),
         (&["mount", "image", "mnt", "-o", "cache=lots"], "cache=lots"),
         (&["mount", "image", "mnt", "-o", "remount"], "remount"),
         (&["mount", "mem:lots", "mnt"], "lots"),
@@ -76,7 +89,10 @@ fn arguments_that_make_no_sense_are_usage_errors() {
         (&["mkfs", "new", "--zones", "100"], "give --size"),
         (&["mkfs", "new", "--size", "4K"], "too few"),
         (&["mkfs", "new", "--size", "1G", "--zones", "3"], "too few"),
-        (&["mkfs", "new", "--zones", "20", "--zone-size", "1000"], "--zone-size 1000"),
+        (
+            &["mkfs", "new", "--zones", "20", "--zone-size", "1000"],
+            "--zone-size 1000",
+        ),
         (
             &["mkfs", "new", "--size", "1G", "--zone-capacity", "1G"],
             "--zone-capacity",
@@ -88,7 +104,11 @@ fn arguments_that_make_no_sense_are_usage_errors() {
         assert!(line.contains(part), "{arguments:?}: {line}");
     }
     let label = "x".repeat(65);
-    let line = complaint(dir.path(), &["mkfs", "new", "--size", "1G", "--label", &label], 2);
+    let line = complaint(
+        dir.path(),
+        &["mkfs", "new", "--size", "1G", "--label", &label],
+        2,
+    );
     assert!(line.starts_with("--label"), "{line}");
     assert!(!dir.path().join("new").exists());
 }
@@ -116,7 +136,10 @@ fn what_exists_is_overwritten_only_by_force() {
     let dir = playground();
     let before = fs::read(dir.path().join("text")).unwrap();
     let line = complaint(dir.path(), &["mkfs", "text", "--size", "128M"], 1);
-    assert!(line.starts_with("text: ") && line.contains("--force"), "{line}");
+    assert!(
+        line.starts_with("text: ") && line.contains("--force"),
+        "{line}"
+    );
     assert_eq!(fs::read(dir.path().join("text")).unwrap(), before);
     let line = complaint(dir.path(), &["mkfs", "image", "--size", "256M"], 1);
     assert!(line.contains("--force"), "{line}");
@@ -125,7 +148,11 @@ fn what_exists_is_overwritten_only_by_force() {
         ["mkfs", "image", "--size", "256M", "--force"],
     ] {
         let output = run_in(dir.path(), &arguments);
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
     }
 }
 
@@ -140,9 +167,15 @@ fn the_helper_takes_the_arguments_of_mount8() {
             .current_dir(dir.path())
             .output()
             .unwrap();
-        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+        (
+            output.status.code(),
+            String::from_utf8(output.stderr).unwrap(),
+        )
     };
-    assert_eq!(run(&["image", "mnt", "-f", "-o", "rw,nofail"]), (Some(0), String::new()));
+    assert_eq!(
+        run(&["image", "mnt", "-f", "-o", "rw,nofail"]),
+        (Some(0), String::new())
+    );
     let (code, stderr) = run(&["image", "mnt", "-o", "frobnicate"]);
     assert_eq!(code, Some(2));
     assert!(stderr.contains("'frobnicate'"), "{stderr}");

@@ -139,7 +139,10 @@ fn files_directories_and_links_behave() {
     fs::remove_file(mount.path("d/c")).unwrap();
     fs::remove_dir(mount.path("d")).unwrap();
     let statistics = nix::sys::statvfs::statvfs(&mount.dir).unwrap();
-    assert_eq!((statistics.name_max(), statistics.block_size()), (255, 4096));
+    assert_eq!(
+        (statistics.name_max(), statistics.block_size()),
+        (255, 4096)
+    );
     mount.unmount();
 }
 
@@ -154,7 +157,15 @@ fn rename_flags_are_honoured() {
     let rename = |flags| {
         let (a, b) = (c_path(&mount.path("a")), c_path(&mount.path("b")));
         // SAFETY: both paths are NUL-terminated strings that outlive the call.
-        unsafe { libc::renameat2(libc::AT_FDCWD, a.as_ptr(), libc::AT_FDCWD, b.as_ptr(), flags) }
+        unsafe {
+            libc::renameat2(
+                libc::AT_FDCWD,
+                a.as_ptr(),
+                libc::AT_FDCWD,
+                b.as_ptr(),
+                flags,
+            )
+        }
     };
     assert_eq!(rename(libc::RENAME_NOREPLACE), -1);
     assert_eq!(rename(libc::RENAME_EXCHANGE), 0);
@@ -291,7 +302,10 @@ fn an_unlinked_file_lives_until_it_is_closed() {
     let mut text = String::new();
     file.seek(SeekFrom::Start(0)).unwrap();
     file.read_to_string(&mut text).unwrap();
-    assert_eq!((text.as_str(), file.metadata().unwrap().nlink()), ("still here", 0));
+    assert_eq!(
+        (text.as_str(), file.metadata().unwrap().nlink()),
+        ("still here", 0)
+    );
     drop(file);
     mount.unmount();
 }
@@ -307,7 +321,13 @@ fn extended_attributes_follow_the_size_protocol() {
     // SAFETY: the strings end in NUL, and every buffer is as long as is said.
     unsafe {
         let set = |flags| {
-            libc::setxattr(path.as_ptr(), name.as_ptr(), b"value".as_ptr().cast(), 5, flags)
+            libc::setxattr(
+                path.as_ptr(),
+                name.as_ptr(),
+                b"value".as_ptr().cast(),
+                5,
+                flags,
+            )
         };
         assert_eq!(set(libc::XATTR_REPLACE), -1);
         assert_eq!(set(libc::XATTR_CREATE), 0);
@@ -317,7 +337,10 @@ fn extended_attributes_follow_the_size_protocol() {
             |len| libc::getxattr(path.as_ptr(), name.as_ptr(), value.as_mut_ptr().cast(), len);
         assert_eq!(get(0), 5);
         assert_eq!(get(4), -1);
-        assert_eq!(std::io::Error::last_os_error().raw_os_error(), Some(libc::ERANGE));
+        assert_eq!(
+            std::io::Error::last_os_error().raw_os_error(),
+            Some(libc::ERANGE)
+        );
         assert_eq!(get(8), 5);
         assert_eq!(&value[..5], b"value");
         let mut names = [0u8; 64];
@@ -335,7 +358,9 @@ fn a_large_directory_lists_every_entry_once() {
         return;
     }
     let mount = Mount::new("rw");
-    let names: Vec<String> = (0..1000).map(|i| format!("{i}-{}", "n".repeat(i % 200))).collect();
+    let names: Vec<String> = (0..1000)
+        .map(|i| format!("{i}-{}", "n".repeat(i % 200)))
+        .collect();
     for name in &names {
         File::create(mount.path(name)).unwrap();
     }
@@ -364,10 +389,18 @@ fn times_before_1970_survive() {
     }
     let mount = Mount::new("rw");
     let file = File::create(mount.path("f")).unwrap();
-    for (tv_sec, tv_nsec) in [(-1, 999_999_999), (-2, 800_000_000), (-(1 << 40), 1), (i64::MIN, 0)] {
+    for (tv_sec, tv_nsec) in [
+        (-1, 999_999_999),
+        (-2, 800_000_000),
+        (-(1 << 40), 1),
+        (i64::MIN, 0),
+    ] {
         let time = libc::timespec { tv_sec, tv_nsec };
         // SAFETY: futimens reads two timespecs from an array of two.
-        assert_eq!(unsafe { libc::futimens(file.as_raw_fd(), [time, time].as_ptr()) }, 0);
+        assert_eq!(
+            unsafe { libc::futimens(file.as_raw_fd(), [time, time].as_ptr()) },
+            0
+        );
         let meta = file.metadata().unwrap();
         assert_eq!((meta.mtime(), meta.mtime_nsec()), (tv_sec, tv_nsec));
         assert_eq!((meta.atime(), meta.atime_nsec()), (tv_sec, tv_nsec));
@@ -386,7 +419,9 @@ fn a_read_only_mount_refuses_changes() {
     let dir = base.path().join("mnt");
     fs::create_dir(&dir).unwrap();
     let (image, dir) = (image.to_str().unwrap(), dir.to_str().unwrap());
-    succeed(warren(&["mkfs", image, "--size", "128M", "--label", "barn"]));
+    succeed(warren(&[
+        "mkfs", image, "--size", "128M", "--label", "barn",
+    ]));
     succeed(warren(&["mount", image, dir, "-o", "ro"]));
     let error = fs::write(Path::new(dir).join("f"), b"").unwrap_err();
     succeed(warren(&["umount", dir]));

@@ -226,7 +226,10 @@ mod tests {
 
     #[test]
     fn requests_and_replies_are_single_lines_of_json() {
-        assert_eq!(serde_json::to_string(&Request::Stats).unwrap(), r#""stats""#);
+        assert_eq!(
+            serde_json::to_string(&Request::Stats).unwrap(),
+            r#""stats""#
+        );
         let reply = Reply::Failed("two\nlines".into());
         let line = serde_json::to_string(&reply).unwrap();
         assert!(!line.contains('\n'));

@@ -36,7 +36,9 @@ impl Device {
                 let path = path.canonicalize().unwrap_or(path);
                 match path.to_str() {
                     // A path could look like another kind of device.
-                    Some(path) if DeviceSpec::parse(path).ok() == Some(spec_of(path)) => path.into(),
+                    Some(path) if DeviceSpec::parse(path).ok() == Some(spec_of(path)) => {
+                        path.into()
+                    }
                     Some(path) => format!("file:{path}"),
                     None => return Err(Failure::new(argument, "the path is not valid UTF-8")),
                 }
@@ -69,9 +71,10 @@ impl Device {
 
     fn check_exists(&self) -> Result<(), Failure> {
         match &self.spec {
-            DeviceSpec::File(path) if !path.exists() => {
-                Err(Failure::new(&self.name, "no such file (warren mkfs makes one)"))
-            }
+            DeviceSpec::File(path) if !path.exists() => Err(Failure::new(
+                &self.name,
+                "no such file (warren mkfs makes one)",
+            )),
             _ => Ok(()),
         }
     }

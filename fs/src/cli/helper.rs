@@ -77,7 +77,10 @@ fn parse(arguments: &[OsString]) -> Result<Arguments, Failure> {
                     break;
                 }
                 _ => {
-                    return Err(Failure::usage("", format!("unknown option -{letter}\n{USAGE}")));
+                    return Err(Failure::usage(
+                        "",
+                        format!("unknown option -{letter}\n{USAGE}"),
+                    ));
                 }
             }
         }

@@ -24,7 +24,9 @@ pub(super) fn run(args: &Args) -> CommandResult {
         Some(entry) => target::ask(&entry, Request::Info, &mut |_, _| {})?,
         None => {
             let device = Device::parse(&args.target)?;
-            open_read_only(&device)?.info().map_err(|e| device.failure(e))?
+            open_read_only(&device)?
+                .info()
+                .map_err(|e| device.failure(e))?
         }
     };
     if args.json {
@@ -36,7 +38,7 @@ pub(super) fn run(args: &Args) -> CommandResult {
 }
 
 /// Opens the filesystem of a device to look at it.
-pub(super) fn open_read_only(device: &Device) -> Result<Store, Failure> {
+pub(super) fn open_read_only(device: &Device) -> Result<std::sync::Arc<Store>, Failure> {
     if device.is_volatile() {
         return Err(Failure::usage(
             &device.name,
@@ -116,7 +118,12 @@ mod tests {
             mounts: 2,
         };
         let text = text(&info);
-        for part in ["barn", "16 of 4.00 MiB, 3.00 MiB writable", "25.0 %", "0x400"] {
+        for part in [
+            "barn",
+            "16 of 4.00 MiB, 3.00 MiB writable",
+            "25.0 %",
+            "0x400",
+        ] {
             assert!(text.contains(part), "{part} in {text}");
         }
     }

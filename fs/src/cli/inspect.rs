@@ -49,11 +49,14 @@ impl Inspect for Store {
     }
 
     fn stats(&self) -> Stats {
-        let space = self.space();
         let mut stats = Stats::default();
-        let group = stats.groups.entry("space".into()).or_default();
-        group.insert("blocks_total".into(), space.total);
-        group.insert("blocks_used".into(), space.used);
+        let counters = self.statistics();
+        let group = stats.groups.entry("store".into()).or_default();
+        group.extend(
+            counters
+                .iter()
+                .map(|(name, value)| ((*name).into(), *value)),
+        );
         stats
     }
 
@@ -201,7 +204,10 @@ impl<'a> Walk<'a> {
         let mut buffer = Vec::new();
         let mut offset = 0;
         while offset < file.size {
-            match self.volume.seek(file.ino, offset, crate::volume::types::Seek::Data) {
+            match self
+                .volume
+                .seek(file.ino, offset, crate::volume::types::Seek::Data)
+            {
                 Ok(data) => offset = data,
                 Err(Error::NoOffset) => return,
                 Err(error) => return self.fail(format!("inode {}: {error}", file.ino)),

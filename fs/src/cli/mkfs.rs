@@ -94,7 +94,10 @@ pub(super) fn run(args: &Args) -> CommandResult {
     let size = HumanSize(shape.capacity_bytes());
     let zone = HumanSize(shape.zone_capacity_bytes());
     let zones = shape.zones;
-    output::print(&format!("{}: {size} in {zones} zones of {zone}", device.name));
+    output::print(&format!(
+        "{}: {size} in {zones} zones of {zone}",
+        device.name
+    ));
     Ok(Outcome::Fine)
 }
 
@@ -116,9 +119,8 @@ fn open_image(
         || shape.zone_capacity.is_some()
         || shape.size.is_some();
     let create = |replace: bool| -> Result<Arc<dyn ZonedDevice>, Failure> {
-        let geometry = geometry(shape, length.filter(|length| *length > 0)).map_err(|problem| {
-            Failure::usage(&device.name, problem)
-        })?;
+        let geometry = geometry(shape, length.filter(|length| *length > 0))
+            .map_err(|problem| Failure::usage(&device.name, problem))?;
         Ok(Arc::new(
             FileDevice::create(path, &geometry, replace).map_err(fail)?,
         ))

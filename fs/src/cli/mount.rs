@@ -159,12 +159,8 @@ fn start(
         store.cache_bytes = bytes;
     }
     let volume = Arc::new(Volume::open(opened, &store).map_err(|e| device.failure(e))?);
-    let mounted = session::mount_volume(
-        Arc::clone(&volume),
-        &device.absolute,
-        mount_point,
-        options,
-    )
-    .map_err(|e| Failure::new("", e))?;
+    let mounted =
+        session::mount_volume(Arc::clone(&volume), &device.absolute, mount_point, options)
+            .map_err(|e| Failure::new("", e))?;
     Ok((mounted, volume))
 }

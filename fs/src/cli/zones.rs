@@ -31,8 +31,7 @@ pub(super) fn run(args: &Args) -> CommandResult {
         }
     };
     if let Some(path) = &args.svg {
-        std::fs::write(path, svg::zone_map(&zones))
-            .map_err(|e| Failure::new(path.display(), e))?;
+        std::fs::write(path, svg::zone_map(&zones)).map_err(|e| Failure::new(path.display(), e))?;
     }
     if args.json {
         output::print_json(&zones)?;

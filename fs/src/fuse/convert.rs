@@ -197,7 +197,10 @@ mod tests {
     #[test]
     fn times_in_replies_are_exact_and_clamped() {
         let at = |nanos: i128| to_system_time(Time(nanos));
-        assert_eq!(at(1_500_000_000), UNIX_EPOCH + Duration::new(1, 500_000_000));
+        assert_eq!(
+            at(1_500_000_000),
+            UNIX_EPOCH + Duration::new(1, 500_000_000)
+        );
         assert_eq!(at(-1), UNIX_EPOCH - Duration::new(0, 1));
         assert_eq!(at(i128::MAX), at(i128::from(i64::MAX) * NANOS));
         assert_eq!(at(i128::MIN), at(i128::from(i64::MIN) * NANOS));

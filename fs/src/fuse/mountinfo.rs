@@ -49,7 +49,10 @@ impl MountEntry {
 /// When `/proc` is not there.
 pub fn read() -> io::Result<Vec<MountEntry>> {
     let table = std::fs::read("/proc/self/mountinfo")?;
-    Ok(table.split(|b| *b == b'\n').filter_map(parse_line).collect())
+    Ok(table
+        .split(|b| *b == b'\n')
+        .filter_map(parse_line)
+        .collect())
 }
 
 /// The topmost mount at `path`, which must be absolute and without links.

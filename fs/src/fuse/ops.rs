@@ -10,10 +10,10 @@ use std::time::SystemTime;
 
 use fuser::{
     AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags,
-    INodeNo, IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags,
-    PollNotifier, RenameFlags, ReplyAttr, ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory,
-    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll,
-    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    INodeNo, IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier,
+    RenameFlags, ReplyAttr, ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
+    ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite,
+    ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
 use super::dirty::PendingSeek;
@@ -214,7 +214,10 @@ impl Filesystem for Adapter {
 
     fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
         let ino = convert::ino(ino);
-        match self.core.run("readlink", ino, |volume| volume.readlink(ino)) {
+        match self
+            .core
+            .run("readlink", ino, |volume| volume.readlink(ino))
+        {
             Ok(target) => reply.data(&target),
             Err(errno) => reply.error(errno),
         }
@@ -305,14 +308,7 @@ impl Filesystem for Adapter {
         answer(reply, result);
     }
 
-    fn link(
-        &self,
-        _: &Request,
-        ino: INodeNo,
-        parent: INodeNo,
-        name: &OsStr,
-        reply: ReplyEntry,
-    ) {
+    fn link(&self, _: &Request, ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let (ino, parent) = (convert::ino(ino), convert::ino(parent));
         let result = self.change_entries("link", parent, |volume| {
             volume.link(ino, parent, name.as_bytes())
@@ -456,7 +452,10 @@ impl Filesystem for Adapter {
 
     fn fsync(&self, _: &Request, ino: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
         let ino = convert::ino(ino);
-        answer(reply, self.core.run("fsync", ino, |volume| volume.fsync(ino)));
+        answer(
+            reply,
+            self.core.run("fsync", ino, |volume| volume.fsync(ino)),
+        );
     }
 
     fn opendir(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
@@ -530,24 +529,23 @@ impl Filesystem for Adapter {
         }
     }
 
-    fn releasedir(
-        &self,
-        _: &Request,
-        _: INodeNo,
-        _: FileHandle,
-        _: OpenFlags,
-        reply: ReplyEmpty,
-    ) {
+    fn releasedir(&self, _: &Request, _: INodeNo, _: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
         reply.ok();
     }
 
     fn fsyncdir(&self, _: &Request, dir: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
         let dir = convert::ino(dir);
-        answer(reply, self.core.run("fsyncdir", dir, |volume| volume.fsync(dir)));
+        answer(
+            reply,
+            self.core.run("fsyncdir", dir, |volume| volume.fsync(dir)),
+        );
     }
 
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
-        match self.core.run("statfs", Ino::ROOT, |volume| Ok(volume.statfs())) {
+        match self
+            .core
+            .run("statfs", Ino::ROOT, |volume| Ok(volume.statfs()))
+        {
             Ok(s) => reply.statfs(
                 s.blocks,
                 s.blocks_free,

@@ -174,9 +174,22 @@ impl MountOptions {
                     self.noexec = true;
                 }
             }
-            "default_permissions" | "defaults" | "auto" | "noauto" | "nouser" | "nousers"
-            | "noowner" | "nogroup" | "nofail" | "_netdev" | "lazytime" | "nolazytime"
-            | "iversion" | "noiversion" | "silent" | "loud" => {}
+            "default_permissions"
+            | "defaults"
+            | "auto"
+            | "noauto"
+            | "nouser"
+            | "nousers"
+            | "noowner"
+            | "nogroup"
+            | "nofail"
+            | "_netdev"
+            | "lazytime"
+            | "nolazytime"
+            | "iversion"
+            | "noiversion"
+            | "silent"
+            | "loud" => {}
             "remount" => return Err(OptionError::Remount),
             "cache" | "threads" | "log" | "fsname" | "subtype" | "max_read" | "max_write"
             | "max_readahead" | "max_background" | "attr_timeout" | "entry_timeout"

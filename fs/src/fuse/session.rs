@@ -77,10 +77,9 @@ pub fn check_mount_point(path: &Path) -> Result<PathBuf, MountError> {
         return Err(fail("the mount point is not a directory".into()));
     }
     match mountinfo::find(&real) {
-        Ok(Some(there)) if there.is_warren() => Err(fail(format!(
-            "{} is already mounted there",
-            there.source
-        ))),
+        Ok(Some(there)) if there.is_warren() => {
+            Err(fail(format!("{} is already mounted there", there.source)))
+        }
         Ok(_) => Ok(real),
         Err(e) => Err(fail(e.to_string())),
     }
@@ -109,8 +108,14 @@ pub fn mount_volume(
     let data = kernel_options(&fuse, options);
     let source = options.fsname.as_deref().unwrap_or(source);
     let flags = kernel_flags(options);
-    mount(Some(source), mount_point, Some(FSTYPE), flags, Some(data.as_str()))
-        .map_err(|e| refused(e.into()))?;
+    mount(
+        Some(source),
+        mount_point,
+        Some(FSTYPE),
+        flags,
+        Some(data.as_str()),
+    )
+    .map_err(|e| refused(e.into()))?;
     let connected = connect(volume, fuse.into(), options).and_then(|(session, write_back)| {
         let entry = mountinfo::find(mount_point)?;
         let entry = entry.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;

@@ -50,7 +50,9 @@ impl Adapter {
 
     pub(super) fn list_xattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
         let (ino, caller) = (convert::ino(ino), convert::caller(request, 0));
-        let names = self.core.run("listxattr", ino, |volume| volume.listxattr(&caller, ino));
+        let names = self
+            .core
+            .run("listxattr", ino, |volume| volume.listxattr(&caller, ino));
         answer_sized(reply, size, names);
     }
 
