@@ -74,6 +74,9 @@ pub enum Error {
     /// The device is in use by another process.
     #[error("{0} is in use by another process")]
     Busy(String),
+    /// A change was asked of a device that was opened read-only.
+    #[error("{0} is open read-only")]
+    ReadOnlyDevice(String),
     /// The host's own I/O failed.
     #[error("{context}: {source}")]
     Io {
@@ -85,4 +88,19 @@ pub enum Error {
     /// The medium failed (also: injected by the fault device).
     #[error("media error at LBA {0}")]
     Media(Lba),
+}
+
+impl Error {
+    /// Wraps an error of the host with what was being done.
+    pub(crate) fn io(context: impl Into<String>, source: std::io::Error) -> Error {
+        Error::Io {
+            context: context.into(),
+            source,
+        }
+    }
+
+    /// As [`Error::io`] from the calling thread's `errno`.
+    pub(crate) fn last_os(context: impl Into<String>) -> Error {
+        Error::io(context, std::io::Error::last_os_error())
+    }
 }

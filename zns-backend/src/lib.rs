@@ -3,13 +3,29 @@
 //! Every emulated device shares one zone state machine that follows the NVMe Zoned Namespace
 //! Command Set; wrappers such as the fault device stack on any device. Nothing here knows what a
 //! filesystem is.
+//!
+//! | device | what it is |
+//! |---|---|
+//! | [`MemDevice`] | in memory, zones in a memfd |
+//! | [`FileDevice`] | an image file with persistent zone states |
 
 mod buffer;
 mod device;
 mod error;
+mod file;
 mod geometry;
+mod host;
+mod mem;
+mod queue;
+mod shared_zones;
+mod spec;
+mod zone_state;
 
 pub use buffer::DmaBuffer;
 pub use device::{Completion, DeviceQueue, MapSource, Request, ZoneInfo, ZoneState, ZonedDevice};
 pub use error::{Error, Result};
+pub use file::FileDevice;
 pub use geometry::{Geometry, Lba, ZoneId};
+pub use mem::MemDevice;
+pub use queue::SyncQueue;
+pub use spec::{DeviceSpec, open_device, parse_size};

@@ -1,0 +1,132 @@
+//! Device arguments as people type them: `mem:1G`, `file:PATH`, `PATH`.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::device::ZonedDevice;
+use crate::error::{Error, Result};
+use crate::file::FileDevice;
+use crate::geometry::Geometry;
+use crate::mem::MemDevice;
+
+/// What a device argument names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DeviceSpec {
+    /// `mem:SIZE`: a fresh device in memory of at most that many bytes.
+    Mem(u64),
+    /// `file:PATH` or just `PATH`: an image file.
+    File(PathBuf),
+}
+
+impl DeviceSpec {
+    /// Reads a device argument.
+    ///
+    /// # Errors
+    /// [`Error::BadImage`] saying what is wrong with it.
+    pub fn parse(spec: &str) -> Result<DeviceSpec> {
+        if let Some(size) = spec.strip_prefix("mem:") {
+            return Ok(DeviceSpec::Mem(parse_size(size)?));
+        }
+        for kind in ["nvme", "xnvme"] {
+            if spec
+                .strip_prefix(kind)
+                .is_some_and(|rest| rest.starts_with(':'))
+            {
+                return Err(Error::BadImage(format!(
+                    "{spec}: {kind} devices are not built in"
+                )));
+            }
+        }
+        let path = spec.strip_prefix("file:").unwrap_or(spec);
+        if path.is_empty() {
+            return Err(Error::BadImage(format!("'{spec}' names no device")));
+        }
+        Ok(DeviceSpec::File(path.into()))
+    }
+}
+
+/// Opens the device an argument names. A memory device is always fresh.
+///
+/// # Errors
+/// As [`DeviceSpec::parse`], [`FileDevice::open`] and [`MemDevice::new`].
+pub fn open_device(spec: &str, read_only: bool) -> Result<Arc<dyn ZonedDevice>> {
+    Ok(match DeviceSpec::parse(spec)? {
+        DeviceSpec::Mem(size) => Arc::new(MemDevice::new(Geometry::for_size(size)?)?),
+        DeviceSpec::File(path) => Arc::new(FileDevice::open(path, read_only)?),
+    })
+}
+
+/// Reads a number of bytes: decimal digits, then perhaps K, M, G or T (powers of 1024; a trailing
+/// `iB` or `B` may follow).
+///
+/// # Errors
+/// [`Error::BadImage`] naming the text.
+pub fn parse_size(text: &str) -> Result<u64> {
+    let bad = || Error::BadImage(format!("'{text}' is not a size such as 512M or 4G"));
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    let unit = unit.to_ascii_uppercase();
+    let shift = match unit
+        .strip_suffix("IB")
+        .or(unit.strip_suffix('B'))
+        .unwrap_or(&unit)
+    {
+        "" => 0,
+        "K" => 10,
+        "M" => 20,
+        "G" => 30,
+        "T" => 40,
+        _ => return Err(bad()),
+    };
+    let number: u64 = number.parse().map_err(|_| bad())?;
+    number
+        .checked_mul(1 << shift)
+        .filter(|&bytes| bytes > 0)
+        .ok_or_else(bad)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_read_with_their_units() {
+        for (text, bytes) in [
+            ("1", 1),
+            ("4096", 4096),
+            ("64K", 64 << 10),
+            ("16m", 16 << 20),
+            ("2GiB", 2 << 30),
+            ("1TB", 1 << 40),
+        ] {
+            assert_eq!(parse_size(text).expect(text), bytes);
+        }
+        for text in ["", "K", "0", "-1", "1X", "1.5G", "99999999999T", "1 G"] {
+            assert!(parse_size(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn device_arguments_are_told_apart() {
+        let spec = |text| DeviceSpec::parse(text);
+        assert_eq!(spec("mem:1G").expect("mem"), DeviceSpec::Mem(1 << 30));
+        assert_eq!(
+            spec("file:/a/b").expect("file"),
+            DeviceSpec::File("/a/b".into())
+        );
+        assert_eq!(
+            spec("a.img").expect("path"),
+            DeviceSpec::File("a.img".into())
+        );
+        for text in [
+            "",
+            "file:",
+            "mem:",
+            "mem:x",
+            "nvme:/dev/ng0n1",
+            "xnvme:0000:03:00.0",
+        ] {
+            assert!(spec(text).is_err(), "{text}");
+        }
+    }
+}
