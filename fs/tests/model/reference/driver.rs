@@ -17,7 +17,7 @@ use super::{Answer, Change, Maker, ROOT, Reference};
 
 /// Why a step did not go as it must.
 #[derive(Debug)]
-pub enum Trouble {
+pub(crate) enum Trouble {
     /// Volume and reference disagree.
     Mismatch(String),
     /// The volume answered an error of the device or of what is stored there.
@@ -25,7 +25,7 @@ pub enum Trouble {
 }
 
 impl Trouble {
-    pub fn mismatch(text: impl Into<String>) -> Trouble {
+    pub(crate) fn mismatch(text: impl Into<String>) -> Trouble {
         Trouble::Mismatch(text.into())
     }
 }
@@ -40,10 +40,10 @@ impl From<warren_fs::Error> for Trouble {
 }
 
 /// An inode in both worlds.
-pub type Both = (u64, Ino);
+pub(crate) type Both = (u64, Ino);
 
 /// How stores are opened in these tests: nothing happens unless a test says so.
-pub fn store_options() -> StoreOptions {
+pub(crate) fn store_options() -> StoreOptions {
     StoreOptions {
         cache_bytes: 1 << 20,
         background: false,
@@ -51,22 +51,27 @@ pub fn store_options() -> StoreOptions {
     }
 }
 
-const ROOT_CALLER: Caller = Caller { uid: 0, gid: 0, pid: 1, umask: 0 };
+const ROOT_CALLER: Caller = Caller {
+    uid: 0,
+    gid: 0,
+    pid: 1,
+    umask: 0,
+};
 
 /// A volume, its reference, and the handles open in both.
-pub struct Pair {
-    pub reference: Reference,
-    pub volume: Volume,
+pub(crate) struct Pair {
+    pub(crate) reference: Reference,
+    pub(crate) volume: Volume,
     device: Arc<dyn ZonedDevice>,
     slots: [Option<Both>; SLOTS],
     time: i128,
     /// The device is small: an operation may answer ENOSPC, and then has done nothing.
-    pub may_be_full: bool,
+    pub(crate) may_be_full: bool,
 }
 
 impl Pair {
     /// Makes a filesystem on `device`.
-    pub fn format(device: Arc<dyn ZonedDevice>) -> Result<Pair, Trouble> {
+    pub(crate) fn format(device: Arc<dyn ZonedDevice>) -> Result<Pair, Trouble> {
         Store::format(&device, &FormatOptions::default())?;
         let volume = Volume::open(Arc::clone(&device), &store_options())?;
         let root = volume.getattr(Ino::ROOT)?;
@@ -81,7 +86,11 @@ impl Pair {
     }
 
     /// Takes up a volume after a crash, with the reference it must look like.
-    pub fn resume(device: Arc<dyn ZonedDevice>, volume: Volume, mut reference: Reference) -> Pair {
+    pub(crate) fn resume(
+        device: Arc<dyn ZonedDevice>,
+        volume: Volume,
+        mut reference: Reference,
+    ) -> Pair {
         reference.forget_handles();
         Pair {
             reference,
@@ -97,30 +106,56 @@ impl Pair {
     ///
     /// # Errors
     /// A difference, or an error of the device.
-    pub fn apply(&mut self, op: &Op) -> Result<(), Trouble> {
+    pub(crate) fn apply(&mut self, op: &Op) -> Result<(), Trouble> {
         self.time += 1_000_000;
         match op {
-            Op::Mknod { path, kind, mode, rdev, maker } => self.mknod(path, *kind, *mode, *rdev, *maker),
+            Op::Mknod {
+                path,
+                kind,
+                mode,
+                rdev,
+                maker,
+            } => self.mknod(path, *kind, *mode, *rdev, *maker),
             Op::Mkdir { path, mode, maker } => self.add(path, |pair, parent, name| {
                 let want = pair.reference.mkdir(*maker, parent.0, name, *mode);
-                (want, pair.volume.mkdir(&caller(*maker), parent.1, name, *mode))
+                (
+                    want,
+                    pair.volume.mkdir(&caller(*maker), parent.1, name, *mode),
+                )
             }),
             Op::Symlink { path, to, maker } => self.add(path, |pair, parent, name| {
-                let want = pair.reference.symlink(*maker, parent.0, name, to.as_bytes());
-                let got = pair.volume.symlink(&caller(*maker), parent.1, name, to.as_bytes());
+                let want = pair
+                    .reference
+                    .symlink(*maker, parent.0, name, to.as_bytes());
+                let got = pair
+                    .volume
+                    .symlink(&caller(*maker), parent.1, name, to.as_bytes());
                 (want, got)
             }),
-            Op::Tmpfile { dir, slot, mode, maker } => self.tmpfile(dir, *slot, *mode, *maker),
+            Op::Tmpfile {
+                dir,
+                slot,
+                mode,
+                maker,
+            } => self.tmpfile(dir, *slot, *mode, *maker),
             Op::Link { target, path } => self.link(target, path),
             Op::Unlink { path } => self.remove(path, false),
             Op::Rmdir { path } => self.remove(path, true),
             Op::Rename { from, to, flags } => self.rename(from, to, *flags),
-            Op::Open { path, slot, truncate } => self.open(path, *slot, *truncate),
+            Op::Open {
+                path,
+                slot,
+                truncate,
+            } => self.open(path, *slot, *truncate),
             Op::Close { slot } => {
                 self.release(*slot);
                 Ok(())
             }
-            Op::List { path, step, meanwhile } => self.list(path, *step, meanwhile),
+            Op::List {
+                path,
+                step,
+                meanwhile,
+            } => self.list(path, *step, meanwhile),
             Op::Sync => Ok(self.volume.sync()?),
             Op::Checkpoint => Ok(self.volume.store().checkpoint()?),
             Op::Collect { zones } => {
@@ -130,9 +165,13 @@ impl Pair {
             Op::Remount => self.remount(),
             Op::Compare => self.compare(),
             Op::Crash { .. } => Ok(()),
-            Op::CopyRange { from, from_offset, to, to_offset, len } => {
-                self.copy_range((from, *from_offset), (to, *to_offset), *len)
-            }
+            Op::CopyRange {
+                from,
+                from_offset,
+                to,
+                to_offset,
+                len,
+            } => self.copy_range((from, *from_offset), (to, *to_offset), *len),
             Op::Read { target, .. }
             | Op::Write { target, .. }
             | Op::Change { target, .. }
@@ -156,7 +195,13 @@ impl Pair {
                 let got = self.volume.read(both.1, *offset, *len, &mut out);
                 same_value(want, got.map(|()| out))
             }
-            Op::Write { offset, len, seed, kill, .. } => {
+            Op::Write {
+                offset,
+                len,
+                seed,
+                kill,
+                ..
+            } => {
                 let (data, now) = (noise(*seed, *len), Some(Time(self.time)));
                 self.change(
                     |reference| reference.write(both.0, *offset, &data, *kill),
@@ -164,14 +209,29 @@ impl Pair {
                 )
             }
             Op::Change { change, .. } => self.setattr(both, *change),
-            Op::Fallocate { offset, len, mode, .. } => self.fallocate(both, *offset, *len, *mode),
+            Op::Fallocate {
+                offset, len, mode, ..
+            } => self.fallocate(both, *offset, *len, *mode),
             Op::Seek { offset, .. } => self.seek(both, *offset),
-            Op::SetXattr { name, len, seed, create, replace, .. } => {
+            Op::SetXattr {
+                name,
+                len,
+                seed,
+                create,
+                replace,
+                ..
+            } => {
                 let value = noise(*seed, *len);
-                let flags = XattrFlags { create: *create, replace: *replace, kill_sgid: false };
+                let flags = XattrFlags {
+                    create: *create,
+                    replace: *replace,
+                    kill_sgid: false,
+                };
                 self.xattr_change(
                     both,
-                    |reference| reference.setxattr(both.0, name.as_bytes(), &value, *create, *replace),
+                    |reference| {
+                        reference.setxattr(both.0, name.as_bytes(), &value, *create, *replace)
+                    },
                     |volume| volume.setxattr(&ROOT_CALLER, both.1, name.as_bytes(), &value, flags),
                 )
             }
@@ -199,7 +259,11 @@ impl Pair {
         let want = on_reference(&mut self.reference);
         let got = on_volume(&self.volume);
         let kept = self.keep_unless_full(before, &got);
-        if kept { same(want, got).map(|_| ()) } else { Ok(()) }
+        if kept {
+            same(want, got).map(|_| ())
+        } else {
+            Ok(())
+        }
     }
 
     fn keep_unless_full<U>(&mut self, before: Reference, got: &warren_fs::Result<U>) -> bool {
@@ -256,11 +320,24 @@ impl Pair {
         Ok(())
     }
 
-    fn mknod(&mut self, path: &str, kind: FileKind, mode: u32, rdev: u32, maker: Maker) -> Result<(), Trouble> {
+    fn mknod(
+        &mut self,
+        path: &str,
+        kind: FileKind,
+        mode: u32,
+        rdev: u32,
+        maker: Maker,
+    ) -> Result<(), Trouble> {
         self.add(path, |pair, parent, name| {
-            let want = pair.reference.mknod(maker, parent.0, name, kind, mode, rdev);
+            let want = pair
+                .reference
+                .mknod(maker, parent.0, name, kind, mode, rdev);
             let typed = mode | type_bits(kind);
-            (want, pair.volume.mknod(&caller(maker), parent.1, name, typed, rdev))
+            (
+                want,
+                pair.volume
+                    .mknod(&caller(maker), parent.1, name, typed, rdev),
+            )
         })
     }
 
@@ -318,7 +395,11 @@ impl Pair {
             return Ok(());
         };
         // The kernel refuses to link a file that has lost its last name.
-        if self.reference.node(both.0).is_ok_and(|n| n.names == 0 && !n.linkable) {
+        if self
+            .reference
+            .node(both.0)
+            .is_ok_and(|n| n.names == 0 && !n.linkable)
+        {
             return Ok(());
         }
         let Some((parent, name)) = self.parent(path)? else {
@@ -355,10 +436,16 @@ impl Pair {
     }
 
     fn setattr(&mut self, both: Both, change: Change) -> Result<(), Trouble> {
-        let regular = self.reference.node(both.0).is_ok_and(|n| n.kind() == FileKind::Regular);
+        let regular = self
+            .reference
+            .node(both.0)
+            .is_ok_and(|n| n.kind() == FileKind::Regular);
         // As the kernel has it: an owner or a size of a regular file changes, and privileges end.
         let kill = regular && !matches!(change, Change::Permissions(_));
-        let mut set = SetAttributes { kill_privileges: kill, ..SetAttributes::default() };
+        let mut set = SetAttributes {
+            kill_privileges: kill,
+            ..SetAttributes::default()
+        };
         match change {
             Change::Permissions(bits) => set.permissions = Some(bits),
             Change::Owner { uid, gid } => (set.uid, set.gid) = (Some(uid), Some(gid)),
@@ -372,7 +459,11 @@ impl Pair {
 
     fn fallocate(&mut self, both: Both, offset: u64, len: u64, mode: i32) -> Result<(), Trouble> {
         // The kernel lets fallocate through for regular files only.
-        if !self.reference.node(both.0).is_ok_and(|n| n.kind() == FileKind::Regular) {
+        if !self
+            .reference
+            .node(both.0)
+            .is_ok_and(|n| n.kind() == FileKind::Regular)
+        {
             return Ok(());
         }
         self.change(
@@ -395,21 +486,32 @@ impl Pair {
         self.change(on_reference, on_volume)
     }
 
-    fn copy_range(&mut self, from: (&Target, u64), to: (&Target, u64), len: u64) -> Result<(), Trouble> {
+    fn copy_range(
+        &mut self,
+        from: (&Target, u64),
+        to: (&Target, u64),
+        len: u64,
+    ) -> Result<(), Trouble> {
         let (Some(source), Some(target)) = (self.find(from.0)?, self.find(to.0)?) else {
             return Ok(());
         };
         // The kernel refuses ranges of one file that overlap, and anything but regular files.
         let overlap = source == target && from.1.abs_diff(to.1) < len;
         let regular = |both: Both| {
-            self.reference.node(both.0).is_ok_and(|n| n.kind() == FileKind::Regular)
+            self.reference
+                .node(both.0)
+                .is_ok_and(|n| n.kind() == FileKind::Regular)
         };
         if overlap || !regular(source) || !regular(target) {
             return Ok(());
         }
         let before = self.reference.clone();
-        let want = self.reference.copy_range((source.0, from.1), (target.0, to.1), len);
-        let got = self.volume.copy_range(source.1, from.1, target.1, to.1, len);
+        let want = self
+            .reference
+            .copy_range((source.0, from.1), (target.0, to.1), len);
+        let got = self
+            .volume
+            .copy_range(source.1, from.1, target.1, to.1, len);
         if self.keep_unless_full(before, &got) {
             same_value(want, got)?;
         }
@@ -431,7 +533,9 @@ impl Pair {
         let hole_fits = match &hole {
             Ok(at) => {
                 let in_block = (at / 4096 + 1) * 4096;
-                (offset..=size).contains(at) && offset < size && contents.is_zero(*at, in_block.min(size))
+                (offset..=size).contains(at)
+                    && offset < size
+                    && contents.is_zero(*at, in_block.min(size))
             }
             Err(warren_fs::Error::NoOffset) => offset >= size,
             Err(_) => false,
@@ -439,7 +543,9 @@ impl Pair {
         if data_fits && hole_fits {
             return Ok(());
         }
-        Err(Trouble::mismatch(format!("seek from {offset} of {size}: data {data:?}, hole {hole:?}")))
+        Err(Trouble::mismatch(format!(
+            "seek from {offset} of {size}: data {data:?}, hole {hole:?}"
+        )))
     }
 
     /// Lists a directory in steps, with changes after the first step. What is there throughout is
@@ -465,7 +571,10 @@ impl Pair {
             listed.extend(more);
         }
         let after = self.reference.list(both.0).unwrap_or_default();
-        let stayed: BTreeMap<_, _> = started.iter().filter(|(n, i)| after.get(*n) == Some(i)).collect();
+        let stayed: BTreeMap<_, _> = started
+            .iter()
+            .filter(|(n, i)| after.get(*n) == Some(i))
+            .collect();
         names.extend(after.clone());
         check_listing(path, &listed, &stayed, &names)
     }
@@ -482,7 +591,7 @@ impl Pair {
     }
 
     /// Compares everything visible.
-    pub fn compare(&self) -> Result<(), Trouble> {
+    pub(crate) fn compare(&self) -> Result<(), Trouble> {
         let want = digest::of_reference(&self.reference);
         let got = digest::of_volume(&self.volume)?;
         if want == got {
@@ -504,12 +613,20 @@ fn check_listing(
     }
     let dots = [b".".to_vec(), b"..".to_vec()];
     let must = stayed.keys().copied().chain(&dots);
-    let lost = must.filter(|name| times.get(name.as_slice()) != Some(&1)).count();
-    let strangers = times.keys().filter(|n| **n != b"." && **n != b".." && !ever.contains_key(**n)).count();
+    let lost = must
+        .filter(|name| times.get(name.as_slice()) != Some(&1))
+        .count();
+    let strangers = times
+        .keys()
+        .filter(|n| **n != b"." && **n != b".." && !ever.contains_key(**n))
+        .count();
     if lost + strangers == 0 {
         return Ok(());
     }
-    let shown: Vec<_> = listed.iter().map(|e| String::from_utf8_lossy(&e.name)).collect();
+    let shown: Vec<_> = listed
+        .iter()
+        .map(|e| String::from_utf8_lossy(&e.name))
+        .collect();
     Err(Trouble::mismatch(format!(
         "listing of {path}/ is {shown:?}; {lost} entries not exactly once, {strangers} that never were"
     )))
@@ -520,16 +637,25 @@ fn same<T, U>(want: Answer<T>, got: warren_fs::Result<U>) -> Result<Option<(T, U
     match (want, got) {
         (Ok(want), Ok(got)) => Ok(Some((want, got))),
         (Err(errnos), Err(error)) if errnos.contains(&error.errno()) => Ok(None),
-        (_, Err(error)) if matches!(error.errno(), libc::EIO | libc::EROFS) => Err(Trouble::Device(error)),
-        (Ok(_), Err(error)) => Err(Trouble::mismatch(format!("should succeed, failed: {error}"))),
-        (Err(errnos), Ok(_)) => Err(Trouble::mismatch(format!("should fail with {errnos:?}, succeeded"))),
-        (Err(errnos), Err(error)) => {
-            Err(Trouble::mismatch(format!("should fail with {errnos:?}, failed: {error}")))
+        (_, Err(error)) if matches!(error.errno(), libc::EIO | libc::EROFS) => {
+            Err(Trouble::Device(error))
         }
+        (Ok(_), Err(error)) => Err(Trouble::mismatch(format!(
+            "should succeed, failed: {error}"
+        ))),
+        (Err(errnos), Ok(_)) => Err(Trouble::mismatch(format!(
+            "should fail with {errnos:?}, succeeded"
+        ))),
+        (Err(errnos), Err(error)) => Err(Trouble::mismatch(format!(
+            "should fail with {errnos:?}, failed: {error}"
+        ))),
     }
 }
 
-fn same_value<T: PartialEq + Debug>(want: Answer<T>, got: warren_fs::Result<T>) -> Result<(), Trouble> {
+fn same_value<T: PartialEq + Debug>(
+    want: Answer<T>,
+    got: warren_fs::Result<T>,
+) -> Result<(), Trouble> {
     match same(want, got)? {
         Some((want, got)) if want != got => {
             let (mut want, mut got) = (format!("{want:?}"), format!("{got:?}"));
@@ -542,7 +668,12 @@ fn same_value<T: PartialEq + Debug>(want: Answer<T>, got: warren_fs::Result<T>) 
 }
 
 fn caller(maker: Maker) -> Caller {
-    Caller { uid: maker.uid, gid: maker.gid, pid: 1, umask: maker.umask }
+    Caller {
+        uid: maker.uid,
+        gid: maker.gid,
+        pid: 1,
+        umask: maker.umask,
+    }
 }
 
 fn type_bits(kind: FileKind) -> u32 {

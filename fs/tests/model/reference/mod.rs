@@ -8,11 +8,11 @@
 //! Left out: times, ACLs, permission checks, and space.
 
 mod contents;
-pub mod device;
-pub mod digest;
-pub mod driver;
-pub mod minimise;
-pub mod ops;
+pub(crate) mod device;
+pub(crate) mod digest;
+pub(crate) mod driver;
+pub(crate) mod minimise;
+pub(crate) mod ops;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -21,12 +21,12 @@ use contents::Contents;
 use warren_fs::volume::types::FileKind;
 
 /// Largest file size that the filesystem promises.
-pub const SIZE_MAX: u64 = 16 << 40;
+pub(crate) const SIZE_MAX: u64 = 16 << 40;
 const NAME_MAX: usize = 255;
 
 /// The errnos an operation may fail with.
-pub type Refusal = Vec<i32>;
-pub type Answer<T> = Result<T, Refusal>;
+pub(crate) type Refusal = Vec<i32>;
+pub(crate) type Answer<T> = Result<T, Refusal>;
 
 fn refuse<T>(errno: i32) -> Answer<T> {
     Err(vec![errno])
@@ -34,7 +34,7 @@ fn refuse<T>(errno: i32) -> Answer<T> {
 
 /// What an inode is, besides its attributes.
 #[derive(Clone, Debug)]
-pub enum Body {
+pub(crate) enum Body {
     File(Contents),
     Directory {
         parent: u64,
@@ -46,22 +46,22 @@ pub enum Body {
 
 /// An inode.
 #[derive(Clone, Debug)]
-pub struct Node {
-    pub body: Body,
-    pub permissions: u32,
-    pub uid: u32,
-    pub gid: u32,
-    pub rdev: u32,
+pub(crate) struct Node {
+    pub(crate) body: Body,
+    pub(crate) permissions: u32,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    pub(crate) rdev: u32,
     /// Names of a non-directory.
-    pub names: u32,
-    pub handles: u32,
+    pub(crate) names: u32,
+    pub(crate) handles: u32,
     /// Made without a name and never linked: link(2) may still give it one.
-    pub linkable: bool,
-    pub xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
+    pub(crate) linkable: bool,
+    pub(crate) xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
 }
 
 impl Node {
-    pub fn kind(&self) -> FileKind {
+    pub(crate) fn kind(&self) -> FileKind {
         match &self.body {
             Body::File(_) => FileKind::Regular,
             Body::Directory { .. } => FileKind::Directory,
@@ -71,7 +71,7 @@ impl Node {
     }
 
     /// Size as stat(2) shows it; directories have none that is promised.
-    pub fn size(&self) -> u64 {
+    pub(crate) fn size(&self) -> u64 {
         match &self.body {
             Body::File(contents) => contents.size(),
             Body::Link(target) => target.len() as u64,
@@ -90,15 +90,15 @@ impl Node {
 
 /// Who makes a file, and how.
 #[derive(Clone, Copy, Debug)]
-pub struct Maker {
-    pub uid: u32,
-    pub gid: u32,
-    pub umask: u32,
+pub(crate) struct Maker {
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    pub(crate) umask: u32,
 }
 
 /// Attribute changes of one setattr.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Change {
+pub(crate) enum Change {
     Permissions(u32),
     Owner { uid: u32, gid: u32 },
     Size(u64),
@@ -106,16 +106,16 @@ pub enum Change {
 
 /// The reference filesystem.
 #[derive(Clone, Debug)]
-pub struct Reference {
+pub(crate) struct Reference {
     nodes: BTreeMap<u64, Arc<Node>>,
     next: u64,
 }
 
-pub const ROOT: u64 = 1;
+pub(crate) const ROOT: u64 = 1;
 
 impl Reference {
     /// An empty filesystem whose root directory looks like `root` of the real one.
-    pub fn new(permissions: u32, uid: u32, gid: u32) -> Reference {
+    pub(crate) fn new(permissions: u32, uid: u32, gid: u32) -> Reference {
         let root = Node {
             body: Body::Directory {
                 parent: ROOT,
@@ -136,7 +136,7 @@ impl Reference {
         }
     }
 
-    pub fn node(&self, ino: u64) -> Answer<&Node> {
+    pub(crate) fn node(&self, ino: u64) -> Answer<&Node> {
         self.nodes
             .get(&ino)
             .map(Arc::as_ref)
@@ -185,7 +185,7 @@ impl Reference {
     }
 
     /// Link count as stat(2) shows it.
-    pub fn nlink(&self, ino: u64) -> u32 {
+    pub(crate) fn nlink(&self, ino: u64) -> u32 {
         let node = &self.nodes[&ino];
         match &node.body {
             Body::Directory { entries, .. } if node.names > 0 => {
@@ -195,7 +195,7 @@ impl Reference {
         }
     }
 
-    pub fn lookup(&self, parent: u64, name: &[u8]) -> Answer<u64> {
+    pub(crate) fn lookup(&self, parent: u64, name: &[u8]) -> Answer<u64> {
         let entries = self.entries(parent)?;
         if name.len() > NAME_MAX {
             return refuse(libc::ENAMETOOLONG);
@@ -204,7 +204,7 @@ impl Reference {
     }
 
     /// Names of a directory with their inodes, without "." and "..".
-    pub fn list(&self, ino: u64) -> Answer<BTreeMap<Vec<u8>, u64>> {
+    pub(crate) fn list(&self, ino: u64) -> Answer<BTreeMap<Vec<u8>, u64>> {
         self.entries(ino).cloned()
     }
 
@@ -222,7 +222,14 @@ impl Reference {
         }
     }
 
-    fn add(&mut self, parent: u64, name: &[u8], maker: Maker, mode: u32, body: Body) -> Answer<u64> {
+    fn add(
+        &mut self,
+        parent: u64,
+        name: &[u8],
+        maker: Maker,
+        mode: u32,
+        body: Body,
+    ) -> Answer<u64> {
         self.vacant(parent, name)?;
         let ino = self.add_nameless(parent, maker, mode, body)?;
         let node = self.node_mut(ino)?;
@@ -262,7 +269,7 @@ impl Reference {
     }
 
     /// mknod(2) of the given type.
-    pub fn mknod(
+    pub(crate) fn mknod(
         &mut self,
         maker: Maker,
         parent: u64,
@@ -282,7 +289,13 @@ impl Reference {
         Ok(ino)
     }
 
-    pub fn mkdir(&mut self, maker: Maker, parent: u64, name: &[u8], mode: u32) -> Answer<u64> {
+    pub(crate) fn mkdir(
+        &mut self,
+        maker: Maker,
+        parent: u64,
+        name: &[u8],
+        mode: u32,
+    ) -> Answer<u64> {
         let body = Body::Directory {
             parent,
             entries: BTreeMap::new(),
@@ -290,23 +303,29 @@ impl Reference {
         self.add(parent, name, maker, mode, body)
     }
 
-    pub fn symlink(&mut self, maker: Maker, parent: u64, name: &[u8], to: &[u8]) -> Answer<u64> {
+    pub(crate) fn symlink(
+        &mut self,
+        maker: Maker,
+        parent: u64,
+        name: &[u8],
+        to: &[u8],
+    ) -> Answer<u64> {
         self.add(parent, name, maker, 0o777, Body::Link(to.to_vec()))
     }
 
-    pub fn tmpfile(&mut self, maker: Maker, parent: u64, mode: u32) -> Answer<u64> {
+    pub(crate) fn tmpfile(&mut self, maker: Maker, parent: u64, mode: u32) -> Answer<u64> {
         self.entries(parent)?;
         self.add_nameless(parent, maker, mode, Body::File(Contents::default()))
     }
 
-    pub fn readlink(&self, ino: u64) -> Answer<Vec<u8>> {
+    pub(crate) fn readlink(&self, ino: u64) -> Answer<Vec<u8>> {
         match &self.node(ino)?.body {
             Body::Link(target) => Ok(target.clone()),
             _ => refuse(libc::EINVAL),
         }
     }
 
-    pub fn link(&mut self, ino: u64, parent: u64, name: &[u8]) -> Answer<()> {
+    pub(crate) fn link(&mut self, ino: u64, parent: u64, name: &[u8]) -> Answer<()> {
         if self.is_directory(ino) {
             let mut errnos = vec![libc::EPERM];
             errnos.extend(self.vacant(parent, name).err().into_iter().flatten());
@@ -321,7 +340,7 @@ impl Reference {
         Ok(())
     }
 
-    pub fn unlink(&mut self, parent: u64, name: &[u8]) -> Answer<()> {
+    pub(crate) fn unlink(&mut self, parent: u64, name: &[u8]) -> Answer<()> {
         let ino = self.lookup(parent, name)?;
         if self.is_directory(ino) {
             return refuse(libc::EISDIR);
@@ -331,7 +350,7 @@ impl Reference {
         Ok(())
     }
 
-    pub fn rmdir(&mut self, parent: u64, name: &[u8]) -> Answer<()> {
+    pub(crate) fn rmdir(&mut self, parent: u64, name: &[u8]) -> Answer<()> {
         let ino = self.lookup(parent, name)?;
         if !self.entries(ino)?.is_empty() {
             return refuse(libc::ENOTEMPTY);
@@ -368,7 +387,12 @@ impl Reference {
     }
 
     /// rename(2) with `flags` 0, RENAME_NOREPLACE or RENAME_EXCHANGE.
-    pub fn rename(&mut self, from: (u64, &[u8]), to: (u64, &[u8]), flags: u32) -> Answer<()> {
+    pub(crate) fn rename(
+        &mut self,
+        from: (u64, &[u8]),
+        to: (u64, &[u8]),
+        flags: u32,
+    ) -> Answer<()> {
         let source = self.lookup(from.0, from.1);
         let target = self.lookup(to.0, to.1);
         let absent = |answer: &Answer<u64>| matches!(answer, Err(e) if *e == [libc::ENOENT]);
@@ -440,7 +464,7 @@ impl Reference {
         Ok(())
     }
 
-    pub fn open(&mut self, ino: u64, truncate: bool) -> Answer<()> {
+    pub(crate) fn open(&mut self, ino: u64, truncate: bool) -> Answer<()> {
         if truncate {
             let contents = self.file_mut(ino)?;
             contents.resize(0);
@@ -449,14 +473,14 @@ impl Reference {
         Ok(())
     }
 
-    pub fn release(&mut self, ino: u64) {
+    pub(crate) fn release(&mut self, ino: u64) {
         let node = Arc::make_mut(self.nodes.get_mut(&ino).expect("an open inode exists"));
         node.handles -= 1;
         self.reclaim(ino);
     }
 
     /// What a crash or a remount does: handles are gone, and files without a name with them.
-    pub fn forget_handles(&mut self) {
+    pub(crate) fn forget_handles(&mut self) {
         self.nodes.retain(|_, node| node.names > 0);
         for node in self.nodes.values_mut() {
             if node.handles > 0 {
@@ -465,11 +489,11 @@ impl Reference {
         }
     }
 
-    pub fn read(&self, ino: u64, offset: u64, len: usize) -> Answer<Vec<u8>> {
+    pub(crate) fn read(&self, ino: u64, offset: u64, len: usize) -> Answer<Vec<u8>> {
         Ok(self.file(ino)?.read(offset, len))
     }
 
-    pub fn write(&mut self, ino: u64, offset: u64, data: &[u8], kill: bool) -> Answer<()> {
+    pub(crate) fn write(&mut self, ino: u64, offset: u64, data: &[u8], kill: bool) -> Answer<()> {
         self.file(ino)?;
         if offset + data.len() as u64 > SIZE_MAX {
             return refuse(libc::EFBIG);
@@ -481,7 +505,7 @@ impl Reference {
         Ok(())
     }
 
-    pub fn setattr(&mut self, ino: u64, change: Change, kill: bool) -> Answer<()> {
+    pub(crate) fn setattr(&mut self, ino: u64, change: Change, kill: bool) -> Answer<()> {
         match change {
             Change::Permissions(bits) => self.node_mut(ino)?.permissions = bits & 0o7777,
             Change::Owner { uid, gid } => {
@@ -503,7 +527,7 @@ impl Reference {
     }
 
     /// fallocate(2); `mode` is one of the supported combinations.
-    pub fn fallocate(&mut self, ino: u64, offset: u64, len: u64, mode: i32) -> Answer<()> {
+    pub(crate) fn fallocate(&mut self, ino: u64, offset: u64, len: u64, mode: i32) -> Answer<()> {
         self.file(ino)?;
         if len == 0 {
             return refuse(libc::EINVAL);
@@ -521,7 +545,7 @@ impl Reference {
         Ok(())
     }
 
-    pub fn copy_range(&mut self, from: (u64, u64), to: (u64, u64), len: u64) -> Answer<u64> {
+    pub(crate) fn copy_range(&mut self, from: (u64, u64), to: (u64, u64), len: u64) -> Answer<u64> {
         let data = self.file(from.0)?.read(from.1, len as usize);
         self.file(to.0)?;
         if data.is_empty() {
@@ -531,7 +555,7 @@ impl Reference {
         Ok(data.len() as u64)
     }
 
-    pub fn setxattr(
+    pub(crate) fn setxattr(
         &mut self,
         ino: u64,
         name: &[u8],
@@ -551,12 +575,12 @@ impl Reference {
         Ok(())
     }
 
-    pub fn getxattr(&self, ino: u64, name: &[u8]) -> Answer<Vec<u8>> {
+    pub(crate) fn getxattr(&self, ino: u64, name: &[u8]) -> Answer<Vec<u8>> {
         let value = self.node(ino)?.xattrs.get(name);
         value.cloned().ok_or_else(|| vec![libc::ENODATA])
     }
 
-    pub fn removexattr(&mut self, ino: u64, name: &[u8]) -> Answer<()> {
+    pub(crate) fn removexattr(&mut self, ino: u64, name: &[u8]) -> Answer<()> {
         match self.node_mut(ino)?.xattrs.remove(name) {
             Some(_) => Ok(()),
             None => refuse(libc::ENODATA),

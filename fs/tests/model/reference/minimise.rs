@@ -12,13 +12,16 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What went wrong at which operation.
 #[derive(Debug)]
-pub struct Failure {
-    pub at: usize,
-    pub trouble: String,
+pub(crate) struct Failure {
+    pub(crate) at: usize,
+    pub(crate) trouble: String,
 }
 
 /// Runs `step` on every operation in turn; a panic is a failure like any other.
-pub fn run(ops: &[Op], mut step: impl FnMut(&Op) -> Result<(), Trouble>) -> Result<(), Failure> {
+pub(crate) fn run(
+    ops: &[Op],
+    mut step: impl FnMut(&Op) -> Result<(), Trouble>,
+) -> Result<(), Failure> {
     for (at, op) in ops.iter().enumerate() {
         let trouble = match catch_unwind(AssertUnwindSafe(|| step(op))) {
             Ok(Ok(())) => continue,
@@ -34,7 +37,7 @@ pub fn run(ops: &[Op], mut step: impl FnMut(&Op) -> Result<(), Trouble>) -> Resu
 /// Cuts what it can out of a failing sequence, and describes what is left.
 ///
 /// `replay` runs a sequence on a fresh device.
-pub fn report(
+pub(crate) fn report(
     seed: u64,
     mut ops: Vec<Op>,
     failure: Failure,
@@ -72,9 +75,11 @@ pub fn report(
 }
 
 /// A number from the environment.
-pub fn setting(name: &str, default: u64) -> u64 {
+pub(crate) fn setting(name: &str, default: u64) -> u64 {
     match std::env::var(name) {
-        Ok(text) => text.parse().unwrap_or_else(|_| panic!("{name}={text} is no number")),
+        Ok(text) => text
+            .parse()
+            .unwrap_or_else(|_| panic!("{name}={text} is no number")),
         Err(_) => default,
     }
 }

@@ -19,27 +19,27 @@ const READ_IN_FULL: u64 = 4 << 20;
 
 /// What can be seen of one inode under one name.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
-    pub kind: FileKind,
-    pub permissions: u32,
-    pub nlink: u32,
-    pub uid: u32,
-    pub gid: u32,
-    pub rdev: u32,
-    pub size: u64,
+pub(crate) struct Entry {
+    pub(crate) kind: FileKind,
+    pub(crate) permissions: u32,
+    pub(crate) nlink: u32,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    pub(crate) rdev: u32,
+    pub(crate) size: u64,
     /// Checksums of the blocks that are not all zero.
-    pub blocks: BTreeMap<u64, u32>,
-    pub link: Vec<u8>,
-    pub xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
+    pub(crate) blocks: BTreeMap<u64, u32>,
+    pub(crate) link: Vec<u8>,
+    pub(crate) xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
     /// First path (in order) of the same inode.
-    pub same_as: String,
+    pub(crate) same_as: String,
 }
 
 /// Everything visible, by path.
-pub type Tree = BTreeMap<String, Entry>;
+pub(crate) type Tree = BTreeMap<String, Entry>;
 
 /// The tree of the reference.
-pub fn of_reference(reference: &Reference) -> Tree {
+pub(crate) fn of_reference(reference: &Reference) -> Tree {
     let mut tree = Tree::new();
     let mut inodes = BTreeMap::new();
     let mut pending = vec![(String::new(), ROOT)];
@@ -89,15 +89,20 @@ fn name_inodes(tree: &mut Tree, inodes: &BTreeMap<String, u64>) {
 
 /// One entry of a directory as the volume lists it.
 #[derive(Clone, Debug)]
-pub struct Listed {
-    pub name: Vec<u8>,
-    pub ino: Ino,
-    pub kind: FileKind,
-    pub cookie: u64,
+pub(crate) struct Listed {
+    pub(crate) name: Vec<u8>,
+    pub(crate) ino: Ino,
+    pub(crate) kind: FileKind,
+    pub(crate) cookie: u64,
 }
 
 /// Up to `count` entries after `cookie`.
-pub fn list_some(volume: &Volume, dir: Ino, cookie: u64, count: usize) -> warren_fs::Result<Vec<Listed>> {
+pub(crate) fn list_some(
+    volume: &Volume,
+    dir: Ino,
+    cookie: u64,
+    count: usize,
+) -> warren_fs::Result<Vec<Listed>> {
     let mut listed = Vec::new();
     volume.readdir(dir, cookie, &mut |entry| {
         listed.push(Listed {
@@ -119,7 +124,7 @@ pub fn list_some(volume: &Volume, dir: Ino, cookie: u64, count: usize) -> warren
 ///
 /// # Errors
 /// A device error, or what contradicts itself (a listing against a lookup, a hole with data).
-pub fn of_volume(volume: &Volume) -> Result<Tree, Trouble> {
+pub(crate) fn of_volume(volume: &Volume) -> Result<Tree, Trouble> {
     let mut tree = Tree::new();
     let mut inodes = BTreeMap::new();
     let mut pending = vec![(String::new(), Ino::ROOT)];
@@ -165,7 +170,10 @@ fn children(volume: &Volume, path: &str, dir: Ino) -> Result<Vec<Listed>, Troubl
         cookie = last.cookie;
         for entry in some {
             if !names.insert(entry.name.clone()) {
-                return Err(Trouble::mismatch(format!("{path}/ lists {:?} twice", entry.name)));
+                return Err(Trouble::mismatch(format!(
+                    "{path}/ lists {:?} twice",
+                    entry.name
+                )));
             }
             let found = volume.lookup(dir, &entry.name)?;
             if (found.ino, found.kind) != (entry.ino, entry.kind) {
@@ -185,19 +193,33 @@ fn children(volume: &Volume, path: &str, dir: Ino) -> Result<Vec<Listed>, Troubl
 }
 
 fn xattrs(volume: &Volume, ino: Ino) -> Result<BTreeMap<Vec<u8>, Vec<u8>>, Trouble> {
-    let root = Caller { uid: 0, gid: 0, pid: 1, umask: 0 };
+    let root = Caller {
+        uid: 0,
+        gid: 0,
+        pid: 1,
+        umask: 0,
+    };
     let list = volume.listxattr(&root, ino)?;
     let mut xattrs = BTreeMap::new();
     for name in list.split(|b| *b == 0).filter(|name| !name.is_empty()) {
-        if xattrs.insert(name.to_vec(), volume.getxattr(ino, name)?).is_some() {
-            return Err(Trouble::mismatch(format!("attribute {name:?} is listed twice")));
+        if xattrs
+            .insert(name.to_vec(), volume.getxattr(ino, name)?)
+            .is_some()
+        {
+            return Err(Trouble::mismatch(format!(
+                "attribute {name:?} is listed twice"
+            )));
         }
     }
     Ok(xattrs)
 }
 
 /// Checksums of the blocks of a file that are not all zero; what lies in holes must be zero.
-fn checksums(volume: &Volume, path: &str, seen: &Attributes) -> Result<BTreeMap<u64, u32>, Trouble> {
+fn checksums(
+    volume: &Volume,
+    path: &str,
+    seen: &Attributes,
+) -> Result<BTreeMap<u64, u32>, Trouble> {
     let data = data_ranges(volume, path, seen)?;
     let mut blocks = BTreeMap::new();
     if seen.size <= READ_IN_FULL {
@@ -209,8 +231,13 @@ fn checksums(volume: &Volume, path: &str, seen: &Attributes) -> Result<BTreeMap<
     }
     for index in blocks.keys() {
         let start = index * BLOCK;
-        if !data.iter().any(|(from, to)| *from < start + BLOCK && start < *to) {
-            return Err(Trouble::mismatch(format!("{path}: block {index} lies in a hole and has data")));
+        if !data
+            .iter()
+            .any(|(from, to)| *from < start + BLOCK && start < *to)
+        {
+            return Err(Trouble::mismatch(format!(
+                "{path}: block {index} lies in a hole and has data"
+            )));
         }
     }
     Ok(blocks)
@@ -226,7 +253,10 @@ fn data_ranges(volume: &Volume, path: &str, seen: &Attributes) -> Result<Vec<(u6
         };
         let to = volume.seek(seen.ino, from, Seek::Hole)?;
         if from < at || to <= from || to > seen.size {
-            let said = format!("{path}: data at {from} after {at}, hole at {to} of {}", seen.size);
+            let said = format!(
+                "{path}: data at {from} after {at}, hole at {to} of {}",
+                seen.size
+            );
             return Err(Trouble::mismatch(said));
         }
         ranges.push((from, to));
@@ -247,7 +277,11 @@ fn read_into(
         let want = (to - at).min(37 * BLOCK);
         volume.read(seen.ino, at, want as usize, &mut buffer)?;
         if buffer.len() as u64 != want.min(seen.size - at) {
-            let said = format!("read of {want} at {at} gave {} of {}", buffer.len(), seen.size);
+            let said = format!(
+                "read of {want} at {at} gave {} of {}",
+                buffer.len(),
+                seen.size
+            );
             return Err(Trouble::mismatch(said));
         }
         for (i, bytes) in buffer.chunks(BLOCK as usize).enumerate() {
@@ -263,7 +297,7 @@ fn read_into(
 }
 
 /// The first few differences, for a message.
-pub fn differences(want: &Tree, got: &Tree) -> String {
+pub(crate) fn differences(want: &Tree, got: &Tree) -> String {
     let paths: BTreeSet<&String> = want.keys().chain(got.keys()).collect();
     let mut lines = Vec::new();
     for path in paths {
@@ -291,7 +325,8 @@ fn entry_difference(path: &str, want: &Entry, got: &Entry) -> String {
         .take(8)
         .collect();
     let names = |entry: &Entry| -> Vec<String> {
-        let shown = |(k, v): (&Vec<u8>, &Vec<u8>)| format!("{}[{}]", String::from_utf8_lossy(k), v.len());
+        let shown =
+            |(k, v): (&Vec<u8>, &Vec<u8>)| format!("{}[{}]", String::from_utf8_lossy(k), v.len());
         entry.xattrs.iter().map(shown).collect()
     };
     let mut text = format!("{path}:");

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use zns_backend::{Geometry, MemDevice, ZonedDevice};
 
 /// Zones of 4 MiB, a little less of it writable, as many as make `mib`.
-pub fn geometry(mib: u32) -> Geometry {
+pub(crate) fn geometry(mib: u32) -> Geometry {
     Geometry {
         block_size: 4096,
         zones: mib / 4,
@@ -18,6 +18,6 @@ pub fn geometry(mib: u32) -> Geometry {
 }
 
 /// A fresh device in memory.
-pub fn in_memory(mib: u32) -> Arc<dyn ZonedDevice> {
+pub(crate) fn in_memory(mib: u32) -> Arc<dyn ZonedDevice> {
     Arc::new(MemDevice::new(geometry(mib)).expect("the geometry is possible"))
 }

@@ -15,23 +15,23 @@ struct Block {
 
 /// Size and bytes of a file.
 #[derive(Clone, Debug, Default)]
-pub struct Contents {
+pub(crate) struct Contents {
     size: u64,
     blocks: BTreeMap<u64, Block>,
 }
 
 impl Contents {
-    pub fn size(&self) -> u64 {
+    pub(crate) fn size(&self) -> u64 {
         self.size
     }
 
     /// Checksums of the blocks that are not all zero.
-    pub fn checksums(&self) -> BTreeMap<u64, u32> {
+    pub(crate) fn checksums(&self) -> BTreeMap<u64, u32> {
         self.blocks.iter().map(|(i, b)| (*i, b.crc)).collect()
     }
 
     /// Up to `len` bytes from `offset`; short at the end of the file.
-    pub fn read(&self, offset: u64, len: usize) -> Vec<u8> {
+    pub(crate) fn read(&self, offset: u64, len: usize) -> Vec<u8> {
         let end = (offset + len as u64).min(self.size);
         let mut out = vec![0; end.saturating_sub(offset) as usize];
         for (index, within, at) in pieces(offset, end) {
@@ -43,8 +43,10 @@ impl Contents {
     }
 
     /// Whether `[from, to)` holds nothing but zeros.
-    pub fn is_zero(&self, from: u64, to: u64) -> bool {
-        let touched = self.blocks.range(from / BLOCK..to.div_ceil(BLOCK).max(from / BLOCK));
+    pub(crate) fn is_zero(&self, from: u64, to: u64) -> bool {
+        let touched = self
+            .blocks
+            .range(from / BLOCK..to.div_ceil(BLOCK).max(from / BLOCK));
         touched.into_iter().all(|(index, block)| {
             let start = index * BLOCK;
             let (from, to) = (from.max(start), to.min(start + BLOCK).max(from.max(start)));
@@ -54,7 +56,7 @@ impl Contents {
     }
 
     /// Writes `data`, growing the file if it ends behind its end. Nothing happens without data.
-    pub fn write(&mut self, offset: u64, data: &[u8]) {
+    pub(crate) fn write(&mut self, offset: u64, data: &[u8]) {
         let end = offset + data.len() as u64;
         for (index, within, at) in pieces(offset, end) {
             let piece = &data[at..at + within.len()];
@@ -66,7 +68,7 @@ impl Contents {
     }
 
     /// Makes `[from, to)` zero, as far as the file goes.
-    pub fn zero(&mut self, from: u64, to: u64) {
+    pub(crate) fn zero(&mut self, from: u64, to: u64) {
         let to = to.min(self.size);
         let touched: Vec<u64> = self
             .blocks
@@ -83,7 +85,7 @@ impl Contents {
         }
     }
 
-    pub fn resize(&mut self, size: u64) {
+    pub(crate) fn resize(&mut self, size: u64) {
         if size < self.size {
             self.zero(size, self.size);
         }
@@ -115,7 +117,11 @@ fn pieces(from: u64, to: u64) -> impl Iterator<Item = (u64, std::ops::Range<usiz
         }
         let (index, start) = (at / BLOCK, at % BLOCK);
         let len = (BLOCK - start).min(to - at);
-        let piece = (index, start as usize..(start + len) as usize, (at - from) as usize);
+        let piece = (
+            index,
+            start as usize..(start + len) as usize,
+            (at - from) as usize,
+        );
         at += len;
         Some(piece)
     })

@@ -1,16 +1,11 @@
-//! Generated sequences of operations on a volume and on a reference filesystem must be
-//! indistinguishable: results, errnos, and everything that can be seen afterwards, with remounts,
-//! checkpoints and collections in between.
-//!
-//! `WARREN_SEED` and `WARREN_OPS` choose another seed and length; a failure prints its seed and the
-//! smallest sequence found that fails. Power cuts are the matter of the crash test.
+//! Generated sequences of operations on a volume and on the reference must be indistinguishable:
+//! results, errnos, and everything that can be seen afterwards, with remounts, checkpoints and
+//! collections in between.
 
-mod reference;
-
-use reference::device::in_memory;
-use reference::driver::Pair;
-use reference::minimise::{self, Failure, setting};
-use reference::ops::{Generator, Mix, Op};
+use crate::reference::device::in_memory;
+use crate::reference::driver::Pair;
+use crate::reference::minimise::{self, Failure, setting};
+use crate::reference::ops::{Generator, Mix, Op};
 
 /// Where a sequence runs.
 #[derive(Clone, Copy)]
@@ -21,7 +16,8 @@ struct Stage {
 
 impl Stage {
     fn pair(self) -> Pair {
-        let mut pair = Pair::format(in_memory(self.device_mib)).expect("a fresh device can be formatted");
+        let mut pair =
+            Pair::format(in_memory(self.device_mib)).expect("a fresh device can be formatted");
         pair.may_be_full = self.may_be_full;
         pair
     }
@@ -46,14 +42,21 @@ fn agree(seed: u64, count: u64, mix: Mix, stage: Stage) {
         ops.push(op.clone());
         if let Err(failure) = minimise::run(&[op], |op| pair.apply(op)) {
             drop(pair);
-            panic!("{}", minimise::report(seed, ops, failure, |ops| stage.replay(ops)));
+            panic!(
+                "{}",
+                minimise::report(seed, ops, failure, |ops| stage.replay(ops))
+            );
         }
     }
 }
 
 fn seeds(default: std::ops::Range<u64>) -> std::ops::Range<u64> {
     let first = setting("WARREN_SEED", default.start);
-    if first == default.start { default } else { first..first + 1 }
+    if first == default.start {
+        default
+    } else {
+        first..first + 1
+    }
 }
 
 const EVERYDAY: Mix = Mix {
@@ -66,7 +69,10 @@ const EVERYDAY: Mix = Mix {
 
 #[test]
 fn generated_operations_give_what_the_reference_gives() {
-    let stage = Stage { device_mib: 512, may_be_full: false };
+    let stage = Stage {
+        device_mib: 512,
+        may_be_full: false,
+    };
     for seed in seeds(1..5) {
         agree(seed, setting("WARREN_OPS", 2500), EVERYDAY, stage);
     }
@@ -74,8 +80,17 @@ fn generated_operations_give_what_the_reference_gives() {
 
 #[test]
 fn small_files_with_constant_remounts_give_what_the_reference_gives() {
-    let mix = Mix { write_max: 5000, sparse: false, upkeep_every: 8, crash_every: 0, compare_every: 40 };
-    let stage = Stage { device_mib: 256, may_be_full: false };
+    let mix = Mix {
+        write_max: 5000,
+        sparse: false,
+        upkeep_every: 8,
+        crash_every: 0,
+        compare_every: 40,
+    };
+    let stage = Stage {
+        device_mib: 256,
+        may_be_full: false,
+    };
     for seed in seeds(101..104) {
         agree(seed, setting("WARREN_OPS", 1500), mix, stage);
     }
@@ -83,8 +98,15 @@ fn small_files_with_constant_remounts_give_what_the_reference_gives() {
 
 #[test]
 fn a_device_that_fills_up_refuses_whole_operations_and_loses_nothing() {
-    let mix = Mix { upkeep_every: 40, sparse: false, ..EVERYDAY };
-    let stage = Stage { device_mib: 64, may_be_full: true };
+    let mix = Mix {
+        upkeep_every: 40,
+        sparse: false,
+        ..EVERYDAY
+    };
+    let stage = Stage {
+        device_mib: 64,
+        may_be_full: true,
+    };
     for seed in seeds(201..204) {
         agree(seed, setting("WARREN_OPS", 2500), mix, stage);
     }

@@ -11,56 +11,142 @@ use warren_fs::volume::types::FileKind;
 use super::{Body, Change, Maker, ROOT, Reference, SIZE_MAX};
 
 /// Handles that may be open at once.
-pub const SLOTS: usize = 6;
+pub(crate) const SLOTS: usize = 6;
 
 /// A path from the root, without a leading slash; empty is the root.
-pub type Path = String;
+pub(crate) type Path = String;
 
 /// What an operation works on.
 #[derive(Clone, Debug)]
-pub enum Target {
+pub(crate) enum Target {
     Path(Path),
     Slot(usize),
 }
 
 /// One operation.
 #[derive(Clone, Debug)]
-pub enum Op {
-    Mknod { path: Path, kind: FileKind, mode: u32, rdev: u32, maker: Maker },
-    Mkdir { path: Path, mode: u32, maker: Maker },
-    Symlink { path: Path, to: String, maker: Maker },
-    Tmpfile { dir: Path, slot: usize, mode: u32, maker: Maker },
-    Link { target: Target, path: Path },
-    Unlink { path: Path },
-    Rmdir { path: Path },
-    Rename { from: Path, to: Path, flags: u32 },
-    Open { path: Path, slot: usize, truncate: bool },
-    Close { slot: usize },
-    Read { target: Target, offset: u64, len: usize },
-    Write { target: Target, offset: u64, len: usize, seed: u64, kill: bool },
-    Change { target: Target, change: Change },
-    Fallocate { target: Target, offset: u64, len: u64, mode: i32 },
-    CopyRange { from: Target, from_offset: u64, to: Target, to_offset: u64, len: u64 },
-    Seek { target: Target, offset: u64 },
-    SetXattr { target: Target, name: String, len: usize, seed: u64, create: bool, replace: bool },
-    GetXattr { target: Target, name: String },
-    RemoveXattr { target: Target, name: String },
+pub(crate) enum Op {
+    Mknod {
+        path: Path,
+        kind: FileKind,
+        mode: u32,
+        rdev: u32,
+        maker: Maker,
+    },
+    Mkdir {
+        path: Path,
+        mode: u32,
+        maker: Maker,
+    },
+    Symlink {
+        path: Path,
+        to: String,
+        maker: Maker,
+    },
+    Tmpfile {
+        dir: Path,
+        slot: usize,
+        mode: u32,
+        maker: Maker,
+    },
+    Link {
+        target: Target,
+        path: Path,
+    },
+    Unlink {
+        path: Path,
+    },
+    Rmdir {
+        path: Path,
+    },
+    Rename {
+        from: Path,
+        to: Path,
+        flags: u32,
+    },
+    Open {
+        path: Path,
+        slot: usize,
+        truncate: bool,
+    },
+    Close {
+        slot: usize,
+    },
+    Read {
+        target: Target,
+        offset: u64,
+        len: usize,
+    },
+    Write {
+        target: Target,
+        offset: u64,
+        len: usize,
+        seed: u64,
+        kill: bool,
+    },
+    Change {
+        target: Target,
+        change: Change,
+    },
+    Fallocate {
+        target: Target,
+        offset: u64,
+        len: u64,
+        mode: i32,
+    },
+    CopyRange {
+        from: Target,
+        from_offset: u64,
+        to: Target,
+        to_offset: u64,
+        len: u64,
+    },
+    Seek {
+        target: Target,
+        offset: u64,
+    },
+    SetXattr {
+        target: Target,
+        name: String,
+        len: usize,
+        seed: u64,
+        create: bool,
+        replace: bool,
+    },
+    GetXattr {
+        target: Target,
+        name: String,
+    },
+    RemoveXattr {
+        target: Target,
+        name: String,
+    },
     /// Lists a directory `step` entries at a time, with `meanwhile` happening after the first step.
-    List { path: Path, step: usize, meanwhile: Vec<Op> },
-    Fsync { target: Target },
+    List {
+        path: Path,
+        step: usize,
+        meanwhile: Vec<Op>,
+    },
+    Fsync {
+        target: Target,
+    },
     Sync,
     Checkpoint,
-    Collect { zones: usize },
+    Collect {
+        zones: usize,
+    },
     Remount,
     /// Power is cut; of what was not flushed, the seed decides what survives.
-    Crash { seed: u64 },
+    Crash {
+        seed: u64,
+    },
     /// Everything visible is compared.
     Compare,
 }
 
 impl Op {
     /// Whether the operation can change what is visible.
-    pub fn changes(&self) -> bool {
+    pub(crate) fn changes(&self) -> bool {
         !matches!(
             self,
             Op::Read { .. }
@@ -76,7 +162,7 @@ impl Op {
 }
 
 /// The bytes that a write with `seed` writes: noise, with a stretch of zeros in some.
-pub fn noise(seed: u64, len: usize) -> Vec<u8> {
+pub(crate) fn noise(seed: u64, len: usize) -> Vec<u8> {
     let mut state = seed ^ 0x9e37_79b9_7f4a_7c15;
     let mut out = vec![0; len];
     for piece in out.chunks_mut(8) {
@@ -93,21 +179,21 @@ pub fn noise(seed: u64, len: usize) -> Vec<u8> {
 
 /// How often what is generated, and which sizes.
 #[derive(Clone, Copy, Debug)]
-pub struct Mix {
+pub(crate) struct Mix {
     /// Largest write.
-    pub write_max: usize,
+    pub(crate) write_max: usize,
     /// Offsets of terabytes now and then.
-    pub sparse: bool,
+    pub(crate) sparse: bool,
     /// Remounts, checkpoints, collections, syncs: one in so many operations each.
-    pub upkeep_every: u32,
+    pub(crate) upkeep_every: u32,
     /// A power cut: one in so many operations, 0 for never.
-    pub crash_every: u32,
+    pub(crate) crash_every: u32,
     /// A comparison of everything: one in so many operations.
-    pub compare_every: u32,
+    pub(crate) compare_every: u32,
 }
 
 /// A source of operations that mostly name what exists.
-pub struct Generator {
+pub(crate) struct Generator {
     rng: ChaCha8Rng,
     mix: Mix,
 }
@@ -131,7 +217,11 @@ impl Scene {
             let entries = reference.list(ino).expect("a directory");
             for (name, child) in entries {
                 let name = String::from_utf8(name).expect("the pool's names are text");
-                let below = if path.is_empty() { name } else { format!("{path}/{name}") };
+                let below = if path.is_empty() {
+                    name
+                } else {
+                    format!("{path}/{name}")
+                };
                 match &reference.node(child).expect("a named inode").body {
                     Body::Directory { .. } => {
                         scene.directories.push(below.clone());
@@ -148,7 +238,7 @@ impl Scene {
 }
 
 impl Generator {
-    pub fn new(seed: u64, mix: Mix) -> Generator {
+    pub(crate) fn new(seed: u64, mix: Mix) -> Generator {
         let rng = ChaCha8Rng::seed_from_u64(seed);
         Generator { rng, mix }
     }
@@ -173,13 +263,22 @@ impl Generator {
             self.dir(scene)
         };
         let name = self.name();
-        if dir.is_empty() { name } else { format!("{dir}/{name}") }
+        if dir.is_empty() {
+            name
+        } else {
+            format!("{dir}/{name}")
+        }
     }
 
     fn dir(&mut self, scene: &Scene) -> Path {
-        let shallow = scene.directories.iter().filter(|d| d.matches('/').count() < 4);
+        let shallow = scene
+            .directories
+            .iter()
+            .filter(|d| d.matches('/').count() < 4);
         let shallow: Vec<&Path> = shallow.collect();
-        shallow.choose(&mut self.rng).map_or_else(String::new, |d| (*d).clone())
+        shallow
+            .choose(&mut self.rng)
+            .map_or_else(String::new, |d| (*d).clone())
     }
 
     fn existing(&mut self, scene: &Scene) -> Path {
@@ -200,13 +299,17 @@ impl Generator {
     }
 
     fn maker(&mut self) -> Maker {
-        let (uid, gid) = *[(0, 0), (1000, 1000), (1000, 100)].choose(&mut self.rng).expect("three");
+        let (uid, gid) = *[(0, 0), (1000, 1000), (1000, 100)]
+            .choose(&mut self.rng)
+            .expect("three");
         let umask = *[0, 0o022, 0o077].choose(&mut self.rng).expect("three");
         Maker { uid, gid, umask }
     }
 
     fn mode(&mut self) -> u32 {
-        *[0o644, 0o600, 0o755, 0o777, 0o1777, 0].choose(&mut self.rng).expect("six")
+        *[0o644, 0o600, 0o755, 0o777, 0o1777, 0]
+            .choose(&mut self.rng)
+            .expect("six")
     }
 
     fn len(&mut self) -> usize {
@@ -233,12 +336,18 @@ impl Generator {
     }
 
     fn xattr(&mut self) -> String {
-        let names = ["user.a", "user.b", "user.long.name.with.parts", "trusted.t", "security.s"];
+        let names = [
+            "user.a",
+            "user.b",
+            "user.long.name.with.parts",
+            "trusted.t",
+            "security.s",
+        ];
         (*names.choose(&mut self.rng).expect("five")).to_owned()
     }
 
     /// The next operation, given what the reference holds.
-    pub fn next(&mut self, reference: &Reference) -> Op {
+    pub(crate) fn next(&mut self, reference: &Reference) -> Op {
         if let Some(op) = self.upkeep() {
             return op;
         }
@@ -265,7 +374,9 @@ impl Generator {
             return Some(Op::Compare);
         }
         if self.one_in(self.mix.crash_every) {
-            return Some(Op::Crash { seed: self.rng.random() });
+            return Some(Op::Crash {
+                seed: self.rng.random(),
+            });
         }
         if !self.one_in(every.div_ceil(4)) {
             return None;
@@ -273,7 +384,9 @@ impl Generator {
         Some(match self.rng.random_range(0..4) {
             0 => Op::Sync,
             1 => Op::Checkpoint,
-            2 => Op::Collect { zones: self.rng.random_range(1..4) },
+            2 => Op::Collect {
+                zones: self.rng.random_range(1..4),
+            },
             _ => Op::Remount,
         })
     }
@@ -281,7 +394,13 @@ impl Generator {
     fn creation(&mut self, scene: &Scene) -> Op {
         let (path, mode, maker) = (self.fresh(scene), self.mode(), self.maker());
         match self.rng.random_range(0..20) {
-            0..11 => Op::Mknod { path, kind: FileKind::Regular, mode, rdev: 0, maker },
+            0..11 => Op::Mknod {
+                path,
+                kind: FileKind::Regular,
+                mode,
+                rdev: 0,
+                maker,
+            },
             11..16 => Op::Mkdir { path, mode, maker },
             16 => {
                 let to = "t".repeat(self.rng.random_range(1..300));
@@ -289,7 +408,12 @@ impl Generator {
             }
             17 => {
                 let slot = self.rng.random_range(0..SLOTS);
-                Op::Tmpfile { dir: self.dir(scene), slot, mode, maker }
+                Op::Tmpfile {
+                    dir: self.dir(scene),
+                    slot,
+                    mode,
+                    maker,
+                }
             }
             _ => {
                 let kinds = [
@@ -299,7 +423,13 @@ impl Generator {
                     FileKind::BlockDevice,
                 ];
                 let kind = *kinds.choose(&mut self.rng).expect("four");
-                Op::Mknod { path, kind, mode, rdev: 0x0103, maker }
+                Op::Mknod {
+                    path,
+                    kind,
+                    mode,
+                    rdev: 0x0103,
+                    maker,
+                }
             }
         }
     }
@@ -316,10 +446,21 @@ impl Generator {
     fn naming(&mut self, scene: &Scene) -> Op {
         let from = self.existing(scene);
         if self.one_in(4) {
-            let target = if self.one_in(3) { self.file(scene) } else { Target::Path(from) };
-            return Op::Link { target, path: self.fresh(scene) };
+            let target = if self.one_in(3) {
+                self.file(scene)
+            } else {
+                Target::Path(from)
+            };
+            return Op::Link {
+                target,
+                path: self.fresh(scene),
+            };
         }
-        let to = if self.one_in(2) { self.fresh(scene) } else { self.existing(scene) };
+        let to = if self.one_in(2) {
+            self.fresh(scene)
+        } else {
+            self.existing(scene)
+        };
         let flags = *[0, 0, 0, libc::RENAME_NOREPLACE, libc::RENAME_EXCHANGE]
             .choose(&mut self.rng)
             .expect("five");
@@ -334,18 +475,31 @@ impl Generator {
         let path = scene.files.choose(&mut self.rng).cloned();
         let path = path.unwrap_or_else(|| self.existing(scene));
         let truncate = self.one_in(10);
-        Op::Open { path, slot, truncate }
+        Op::Open {
+            path,
+            slot,
+            truncate,
+        }
     }
 
     fn writing(&mut self, scene: &Scene) -> Op {
         let target = self.file(scene);
         if self.one_in(6) {
             let size = self.offset();
-            return Op::Change { target, change: Change::Size(size) };
+            return Op::Change {
+                target,
+                change: Change::Size(size),
+            };
         }
         let (offset, len) = (self.offset(), self.len());
         let (seed, kill) = (self.rng.random(), self.one_in(2));
-        Op::Write { target, offset, len, seed, kill }
+        Op::Write {
+            target,
+            offset,
+            len,
+            seed,
+            kill,
+        }
     }
 
     fn reading(&mut self, scene: &Scene) -> Op {
@@ -357,29 +511,60 @@ impl Generator {
             return Op::Fsync { target };
         }
         let len = self.len();
-        Op::Read { target, offset, len }
+        Op::Read {
+            target,
+            offset,
+            len,
+        }
     }
 
     fn attributes(&mut self, scene: &Scene) -> Op {
-        let target = if self.one_in(2) { self.file(scene) } else { Target::Path(self.existing(scene)) };
+        let target = if self.one_in(2) {
+            self.file(scene)
+        } else {
+            Target::Path(self.existing(scene))
+        };
         match self.rng.random_range(0..8) {
             0 | 1 => {
-                let bits = *[0o644, 0o4755, 0o2755, 0o6777, 0o2644, 0].choose(&mut self.rng).expect("six");
-                Op::Change { target, change: Change::Permissions(bits) }
+                let bits = *[0o644, 0o4755, 0o2755, 0o6777, 0o2644, 0]
+                    .choose(&mut self.rng)
+                    .expect("six");
+                Op::Change {
+                    target,
+                    change: Change::Permissions(bits),
+                }
             }
             2 => {
                 let (uid, gid) = (self.rng.random_range(0..3), self.rng.random_range(0..3));
-                Op::Change { target, change: Change::Owner { uid, gid } }
+                Op::Change {
+                    target,
+                    change: Change::Owner { uid, gid },
+                }
             }
             3..6 => {
-                let len = *[0, 1, 20, 300, 2000, 5000, 60_000].choose(&mut self.rng).expect("seven");
+                let len = *[0, 1, 20, 300, 2000, 5000, 60_000]
+                    .choose(&mut self.rng)
+                    .expect("seven");
                 let (name, seed) = (self.xattr(), self.rng.random());
                 let create = self.one_in(4);
                 let replace = !create && self.one_in(4);
-                Op::SetXattr { target, name, len, seed, create, replace }
+                Op::SetXattr {
+                    target,
+                    name,
+                    len,
+                    seed,
+                    create,
+                    replace,
+                }
             }
-            6 => Op::GetXattr { target, name: self.xattr() },
-            _ => Op::RemoveXattr { target, name: self.xattr() },
+            6 => Op::GetXattr {
+                target,
+                name: self.xattr(),
+            },
+            _ => Op::RemoveXattr {
+                target,
+                name: self.xattr(),
+            },
         }
     }
 
@@ -387,7 +572,13 @@ impl Generator {
         let (target, offset, len) = (self.file(scene), self.offset(), self.len() as u64);
         if self.one_in(3) {
             let (to, to_offset) = (self.file(scene), self.offset());
-            return Op::CopyRange { from: target, from_offset: offset, to, to_offset, len };
+            return Op::CopyRange {
+                from: target,
+                from_offset: offset,
+                to,
+                to_offset,
+                len,
+            };
         }
         let modes = [
             0,
@@ -398,23 +589,46 @@ impl Generator {
             libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE,
         ];
         let mode = *modes.choose(&mut self.rng).expect("six");
-        Op::Fallocate { target, offset, len, mode }
+        Op::Fallocate {
+            target,
+            offset,
+            len,
+            mode,
+        }
     }
 
     fn listing(&mut self, scene: &Scene) -> Op {
-        let path = if self.one_in(20) { self.existing(scene) } else { self.dir(scene) };
+        let path = if self.one_in(20) {
+            self.existing(scene)
+        } else {
+            self.dir(scene)
+        };
         let step = *[1, 2, 3, 100].choose(&mut self.rng).expect("four");
         let mut meanwhile = Vec::new();
         for _ in 0..self.rng.random_range(0..3) {
             let name = self.name();
-            let below = if path.is_empty() { name } else { format!("{path}/{name}") };
+            let below = if path.is_empty() {
+                name
+            } else {
+                format!("{path}/{name}")
+            };
             meanwhile.push(if self.one_in(2) {
                 Op::Unlink { path: below }
             } else {
                 let (mode, maker) = (self.mode(), self.maker());
-                Op::Mknod { path: below, kind: FileKind::Regular, mode, rdev: 0, maker }
+                Op::Mknod {
+                    path: below,
+                    kind: FileKind::Regular,
+                    mode,
+                    rdev: 0,
+                    maker,
+                }
             });
         }
-        Op::List { path, step, meanwhile }
+        Op::List {
+            path,
+            step,
+            meanwhile,
+        }
     }
 }
