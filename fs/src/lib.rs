@@ -6,6 +6,7 @@
 
 pub mod catalog;
 mod error;
+pub mod format;
 pub mod store;
 pub mod types;
 pub mod volume;

@@ -2,200 +2,141 @@
 //!
 //! A [`Volume`] is a filesystem without a mount. It does no permission checks of its own beyond
 //! those that only it can make (the kernel does them, `default_permissions`).
+//!
+//! Every operation is one transaction and so happens entirely or not at all; the exceptions are
+//! [`Volume::copy_range`] (one transaction per step, as many writes would be) and the reclaiming
+//! of large inodes without names. An operation first runs its checks on a view: that answers most
+//! errors without a transaction and brings what it needs into memory. Then it begins, checks
+//! again, changes and commits. Views are dropped before a transaction begins, because beginning
+//! may wait for space whose collection waits for views.
+//!
+//! What lies where: `inode` (attributes), `directory` (entries), `namespace` and `rename` (names),
+//! `file` (reading and writing), `allocate` (sizes, holes, reserved space), `attributes`
+//! (setattr), `xattr` and `acl`, `handles` (uses and orphans), `durability` (fsync).
+//!
+//! Access times change only by [`Volume::setattr`]: reads leave no trace (`noatime`).
 
+mod acl;
+mod allocate;
+mod attributes;
+mod directory;
+mod durability;
+mod file;
+mod handles;
+mod inode;
+mod namespace;
+mod rename;
 pub mod types;
+mod xattr;
 
-use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use zns_backend::ZonedDevice;
 
 use crate::error::{Error, Result};
+use crate::format::record::InodeRecord;
 use crate::store::{Store, StoreOptions};
 use crate::types::Ino;
-use types::{Attributes, Caller, DirEntry, Seek, SetAttributes, Statistics, Time, XattrFlags};
+use durability::Positions;
+use handles::Handles;
+use types::{Statistics, Time};
 
-/// A mounted-able filesystem.
+/// Blocks of metadata that an operation which adds something must find free. Generous: a name and
+/// an inode are two small records, but each may split a node on every level.
+const METADATA_BLOCKS: u64 = 4;
+
+/// Inodes that a free block is taken to hold in statfs: there is no inode table to run out of.
+const INODES_PER_FREE_BLOCK: u64 = 8;
+
+/// A mountable filesystem.
 pub struct Volume {
     store: Arc<Store>,
+    handles: Handles,
+    positions: Positions,
 }
 
 impl Volume {
     /// Opens the filesystem on `device`, recovers it, creates the root directory if the store is
-    /// fresh, and reclaims orphans.
+    /// fresh (owned by the user of this process), and reclaims orphans.
+    ///
+    /// # Errors
+    /// Those of [`Store::open`]; device errors.
     pub fn open(device: Arc<dyn ZonedDevice>, options: &StoreOptions) -> Result<Volume> {
-        Ok(Volume {
+        let volume = Volume {
             store: Arc::new(Store::open(device, options)?),
-        })
+            handles: Handles::new(),
+            positions: Positions::new(),
+        };
+        if !options.read_only {
+            volume.make_root()?;
+            volume.reclaim_orphans()?;
+        }
+        Ok(volume)
     }
+
     /// The store below.
     pub fn store(&self) -> &Arc<Store> {
         &self.store
     }
-    /// Counts a reference of the kernel to an inode (one per entry it is told of).
-    pub fn remember(&self, ino: Ino) {}
-    /// Drops `count` references; an inode without names, references and open handles is reclaimed.
-    pub fn forget(&self, ino: Ino, count: u64) {}
-    /// Entry `name` of directory `parent`; "." and ".." work too.
-    pub fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Attributes> {
-        Err(Error::NotFound)
-    }
-    pub fn getattr(&self, ino: Ino) -> Result<Attributes> {
-        Err(Error::NotFound)
-    }
-    pub fn setattr(&self, caller: &Caller, ino: Ino, set: &SetAttributes) -> Result<Attributes> {
-        Err(Error::NotFound)
-    }
-    pub fn readlink(&self, ino: Ino) -> Result<Vec<u8>> {
-        Err(Error::NotFound)
-    }
-    /// Regular files, devices, fifos and sockets; `mode` includes the type bits (S_IFMT).
-    /// Inherits the default ACL and the set-group-ID bit of `parent`; applies `umask` if there is no default ACL.
-    pub fn mknod(
-        &self,
-        caller: &Caller,
-        parent: Ino,
-        name: &[u8],
-        mode: u32,
-        rdev: u32,
-    ) -> Result<Attributes> {
-        Err(Error::NotFound)
-    }
-    pub fn mkdir(
-        &self,
-        caller: &Caller,
-        parent: Ino,
-        name: &[u8],
-        mode: u32,
-    ) -> Result<Attributes> {
-        Err(Error::NotFound)
-    }
-    pub fn symlink(
-        &self,
-        caller: &Caller,
-        parent: Ino,
-        name: &[u8],
-        target: &[u8],
-    ) -> Result<Attributes> {
-        Err(Error::NotFound)
-    }
-    /// A regular file without a name (O_TMPFILE); an orphan until linked.
-    pub fn tmpfile(&self, caller: &Caller, parent: Ino, mode: u32) -> Result<Attributes> {
-        Err(Error::NotFound)
-    }
-    pub fn link(&self, ino: Ino, parent: Ino, name: &[u8]) -> Result<Attributes> {
-        Err(Error::NotFound)
-    }
-    pub fn unlink(&self, caller: &Caller, parent: Ino, name: &[u8]) -> Result<()> {
-        Err(Error::NotFound)
-    }
-    pub fn rmdir(&self, caller: &Caller, parent: Ino, name: &[u8]) -> Result<()> {
-        Err(Error::NotFound)
-    }
-    /// `flags`: 0, RENAME_NOREPLACE or RENAME_EXCHANGE of rename(2); others are Invalid.
-    pub fn rename(
-        &self,
-        caller: &Caller,
-        parent: Ino,
-        name: &[u8],
-        new_parent: Ino,
-        new_name: &[u8],
-        flags: u32,
-    ) -> Result<()> {
-        Err(Error::NotFound)
-    }
-    /// Counts an open handle of `ino` (file or directory). `truncate`: O_TRUNC.
-    pub fn open_handle(&self, caller: &Caller, ino: Ino, truncate: bool) -> Result<()> {
-        Err(Error::NotFound)
-    }
-    /// Drops a handle.
-    pub fn release(&self, ino: Ino) {}
-    /// Appends up to `size` bytes from `offset` to `out` (cleared first); short at end of file.
-    pub fn read(&self, ino: Ino, offset: u64, size: usize, out: &mut Vec<u8>) -> Result<()> {
-        Err(Error::NotFound)
-    }
-    /// Writes all of `data` or fails. `append`: at the end of the file instead. `kill_privileges`: clear
-    /// set-user-ID, set-group-ID (if group-executable) and security.capability. `now`: None leaves the times alone
-    /// (writeback caching: the kernel keeps them).
-    pub fn write(
-        &self,
-        ino: Ino,
-        offset: u64,
-        data: &[u8],
-        kill_privileges: bool,
-        now: Option<Time>,
-    ) -> Result<()> {
-        Err(Error::NotFound)
-    }
-    /// Makes all changes of `ino` durable.
-    pub fn fsync(&self, ino: Ino) -> Result<()> {
-        Err(Error::NotFound)
-    }
-    /// Makes everything durable.
-    pub fn sync(&self) -> Result<()> {
-        Err(Error::NotFound)
-    }
-    /// fallocate(2) with mode 0, KEEP_SIZE, PUNCH_HOLE|KEEP_SIZE, ZERO_RANGE[|KEEP_SIZE]; others are Unsupported.
-    pub fn fallocate(
-        &self,
-        caller: &Caller,
-        ino: Ino,
-        offset: u64,
-        len: u64,
-        mode: i32,
-    ) -> Result<()> {
-        Err(Error::NotFound)
-    }
-    pub fn seek(&self, ino: Ino, offset: u64, whence: Seek) -> Result<u64> {
-        Err(Error::NotFound)
-    }
-    /// Copies a range between files inside the daemon; returns the bytes copied (short at end of file).
-    pub fn copy_range(
-        &self,
-        from: Ino,
-        from_offset: u64,
-        to: Ino,
-        to_offset: u64,
-        len: u64,
-    ) -> Result<u64> {
-        Err(Error::NotFound)
-    }
-    /// Visits the entries of a directory after `cookie` (0: from the start, "." and ".." included) until `visit` breaks.
-    /// Each entry carries the cookie to go on behind it. Entries that stay are visited exactly once
-    /// whatever is created and removed meanwhile.
-    pub fn readdir(
-        &self,
-        ino: Ino,
-        cookie: u64,
-        visit: &mut dyn FnMut(&DirEntry<'_>) -> ControlFlow<()>,
-    ) -> Result<()> {
-        Err(Error::NotFound)
-    }
+
+    /// What statfs(2) shows. The number of inodes that could still be made is an estimate.
     pub fn statfs(&self) -> Statistics {
-        Statistics::default()
+        let space = self.store.space();
+        let blocks_free = space.total.saturating_sub(space.used);
+        let inodes_used = inode::count(&self.store.view()).unwrap_or_else(|error| {
+            tracing::warn!(%error, "the number of inodes cannot be read");
+            0
+        });
+        Statistics {
+            blocks: space.total,
+            blocks_free,
+            inodes_used,
+            inodes_free: blocks_free.saturating_mul(INODES_PER_FREE_BLOCK),
+        }
     }
-    pub fn setxattr(
-        &self,
-        caller: &Caller,
-        ino: Ino,
-        name: &[u8],
-        value: &[u8],
-        flags: XattrFlags,
-    ) -> Result<()> {
-        Err(Error::NotFound)
-    }
-    pub fn getxattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>> {
-        Err(Error::NotFound)
-    }
-    /// Names, each ended by a NUL.
-    pub fn listxattr(&self, caller: &Caller, ino: Ino) -> Result<Vec<u8>> {
-        Err(Error::NotFound)
-    }
-    pub fn removexattr(&self, caller: &Caller, ino: Ino, name: &[u8]) -> Result<()> {
-        Err(Error::NotFound)
-    }
+
     /// Last commit and checkpoint; further changes fail.
+    ///
+    /// # Errors
+    /// Device errors.
     pub fn close(&self) -> Result<()> {
-        Ok(())
+        self.store.close()
+    }
+
+    fn make_root(&self) -> Result<()> {
+        match inode::load(&self.store.view(), Ino::ROOT) {
+            Err(Error::NotFound) => {}
+            other => return other.map(drop),
+        }
+        let mut txn = self.store.begin()?;
+        let now = inode::to_timestamp(Time::now());
+        // SAFETY: geteuid and getegid read the credentials of the process; they take no arguments
+        // and cannot fail.
+        let (uid, gid) = unsafe { (libc::geteuid(), libc::getegid()) };
+        let root = InodeRecord {
+            mode: libc::S_IFDIR | 0o755,
+            nlink: 2,
+            uid,
+            gid,
+            parent: Ino::ROOT.0,
+            atime: now,
+            mtime: now,
+            ctime: now,
+            crtime: now,
+            ..InodeRecord::default()
+        };
+        inode::save(&mut txn, Ino::ROOT, &root)?;
+        inode::count_made(&mut txn)?;
+        self.commit(txn, &[Ino::ROOT])
+    }
+
+    /// A number for a new inode. A store may count from 1, which is the root directory's.
+    fn fresh_ino(&self) -> Ino {
+        loop {
+            let ino = self.store.allocate_ino();
+            if ino > Ino::ROOT {
+                return ino;
+            }
+        }
     }
 }

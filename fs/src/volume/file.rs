@@ -1,0 +1,290 @@
+//! Contents of regular files: reading and writing.
+//!
+//! A file has one of two shapes. As long as it has no blocks and at most [`MAX_INLINE`] bytes, its
+//! contents are the inline record, continued with zeros (no record: all zeros). Otherwise they are
+//! its extents, continued with zeros. Growing beyond the bound or reserving space changes the
+//! first shape to the second; only a truncation to nothing changes it back.
+//!
+//! Invariant: bytes of mapped blocks beyond the end of the file are zero. So growing a file needs
+//! to look at no block, and a mapped page ends in zeros.
+
+use super::types::Time;
+use super::{METADATA_BLOCKS, Volume, inode, xattr};
+use crate::catalog::{Key, Kind};
+use crate::error::{Error, Result};
+use crate::format::record::{InodeRecord, MAX_INLINE, decode_inline, encode_inline};
+use crate::store::extent::{Backing, MAX_FILE_SIZE, for_each_extent};
+use crate::store::{Records, Txn, View};
+use crate::types::{BLOCK, BLOCK_SIZE, Ino, Lba};
+use std::ops::ControlFlow;
+
+fn inline_key(ino: Ino) -> Key {
+    Key::new(ino, Kind::Inline, 0)
+}
+
+/// The inline contents, zeros up to `len` behind them.
+pub(super) fn load_inline(
+    records: &impl Records,
+    ino: Ino,
+    inode: &InodeRecord,
+    len: usize,
+) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    if inode.has(InodeRecord::INLINE) {
+        let key = inline_key(ino);
+        if let Some(value) = records.get(&key)? {
+            bytes.extend_from_slice(decode_inline(&key, &value)?);
+        }
+    }
+    bytes.resize(len, 0);
+    Ok(bytes)
+}
+
+/// Makes `bytes` the inline contents.
+pub(super) fn save_inline(
+    txn: &mut Txn<'_>,
+    ino: Ino,
+    inode: &mut InodeRecord,
+    bytes: &[u8],
+) -> Result<()> {
+    inode.set(InodeRecord::INLINE, true);
+    txn.put(inline_key(ino), &encode_inline(bytes))
+}
+
+/// Removes the inline contents.
+pub(super) fn drop_inline(txn: &mut Txn<'_>, ino: Ino, inode: &mut InodeRecord) -> Result<()> {
+    inode.set(InodeRecord::INLINE, false);
+    txn.delete(&inline_key(ino))
+}
+
+/// Moves inline contents into block 0.
+pub(super) fn inline_to_block(txn: &mut Txn<'_>, ino: Ino, inode: &mut InodeRecord) -> Result<()> {
+    if !inode.has(InodeRecord::INLINE) {
+        return Ok(());
+    }
+    let block = load_inline(txn, ino, inode, BLOCK_SIZE)?;
+    txn.claim_space(1 + METADATA_BLOCKS)?;
+    inode.blocks += txn.write_blocks(ino, 0, &block)?;
+    drop_inline(txn, ino, inode)
+}
+
+/// Address and checksum of a mapped block. Two blocks that agree in both hold the same bytes.
+type Mapping = (Lba, u32);
+
+fn mapping(records: &impl Records, ino: Ino, block: u64) -> Result<Option<Mapping>> {
+    let mut found = None;
+    for_each_extent(records, ino, block, block + 1, &mut |extent| {
+        let extent = extent.slice(block, block + 1);
+        if let Backing::Mapped { lba, crcs } = extent.backing {
+            found = Some((lba, crcs[0]));
+        }
+        ControlFlow::Break(())
+    })?;
+    Ok(found)
+}
+
+/// Blocks that an operation changes in part, read before its transaction begins so that the
+/// transaction need not wait for the device.
+#[derive(Default)]
+pub(super) struct Edges {
+    blocks: Vec<(u64, Mapping, Vec<u8>)>,
+}
+
+impl Edges {
+    /// Reads the block around `offset` ahead, unless the offset is a block's start or the block
+    /// holds nothing before the end of the file.
+    pub(super) fn read_ahead(
+        &mut self,
+        view: &View<'_>,
+        ino: Ino,
+        inode: &InodeRecord,
+        offset: u64,
+    ) -> Result<()> {
+        let block = offset / BLOCK;
+        if offset.is_multiple_of(BLOCK)
+            || block * BLOCK >= inode.size
+            || self.blocks.iter().any(|(known, ..)| *known == block)
+        {
+            return Ok(());
+        }
+        if let Some(mapping) = mapping(view, ino, block)? {
+            let mut bytes = vec![0; BLOCK_SIZE];
+            view.read_blocks(ino, block, &mut bytes)?;
+            self.blocks.push((block, mapping, bytes));
+        }
+        Ok(())
+    }
+
+    /// What the block holds in the transaction; `None` if it is not mapped and reads as zeros.
+    pub(super) fn load(&self, txn: &Txn<'_>, ino: Ino, block: u64) -> Result<Option<Vec<u8>>> {
+        let Some(now) = mapping(txn, ino, block)? else {
+            return Ok(None);
+        };
+        let ahead = self
+            .blocks
+            .iter()
+            .find(|(b, m, _)| (*b, *m) == (block, now));
+        if let Some((.., bytes)) = ahead {
+            return Ok(Some(bytes.clone()));
+        }
+        let mut bytes = vec![0; BLOCK_SIZE];
+        txn.read_blocks(ino, block, &mut bytes)?;
+        Ok(Some(bytes))
+    }
+}
+
+/// How many of the blocks `[first, end)` have no space yet.
+fn unallocated(records: &impl Records, ino: Ino, first: u64, end: u64) -> Result<u64> {
+    let mut covered = 0;
+    for_each_extent(records, ino, first, end, &mut |extent| {
+        covered += extent.end().min(end) - extent.start.max(first);
+        ControlFlow::Continue(())
+    })?;
+    Ok((end - first).saturating_sub(covered))
+}
+
+/// Writes `data` at `offset` into a file of the block shape.
+fn write_extents(
+    txn: &mut Txn<'_>,
+    ino: Ino,
+    inode: &mut InodeRecord,
+    offset: u64,
+    data: &[u8],
+    edges: &Edges,
+) -> Result<()> {
+    let end = offset + data.len() as u64;
+    let (first, last) = (offset / BLOCK, end.div_ceil(BLOCK));
+    let fresh = unallocated(txn, ino, first, last)?;
+    if fresh > 0 {
+        txn.claim_space(fresh + METADATA_BLOCKS)?;
+    }
+    let mut at = offset;
+    let mut rest = data;
+    while !rest.is_empty() {
+        let block = at / BLOCK;
+        let within = (at % BLOCK) as usize;
+        let whole = rest.len() - rest.len() % BLOCK_SIZE;
+        let len = if within == 0 && whole > 0 {
+            inode.blocks += txn.write_blocks(ino, block, &rest[..whole])?;
+            whole
+        } else {
+            let len = rest.len().min(BLOCK_SIZE - within);
+            // Behind the end of the file and in front of it there is nothing to keep.
+            let covers = within == 0 && at + len as u64 >= inode.size;
+            let mut bytes = match covers {
+                true => None,
+                false => edges.load(txn, ino, block)?,
+            }
+            .unwrap_or_else(|| vec![0; BLOCK_SIZE]);
+            bytes[within..within + len].copy_from_slice(&rest[..len]);
+            inode.blocks += txn.write_blocks(ino, block, &bytes)?;
+            len
+        };
+        at += len as u64;
+        rest = &rest[len..];
+    }
+    Ok(())
+}
+
+impl Volume {
+    /// Appends up to `size` bytes from `offset` to `out` (cleared first); short at end of file.
+    ///
+    /// # Errors
+    /// `NotFound`, `IsDirectory`, `Invalid` for what is no regular file; `BadBlock`, device errors.
+    /// `out` is empty then.
+    pub fn read(&self, ino: Ino, offset: u64, size: usize, out: &mut Vec<u8>) -> Result<()> {
+        let outcome = self.read_into(ino, offset, size, out);
+        if outcome.is_err() {
+            out.clear();
+        }
+        outcome
+    }
+
+    fn read_into(&self, ino: Ino, offset: u64, size: usize, out: &mut Vec<u8>) -> Result<()> {
+        let view = self.store.view();
+        let inode = inode::load_file(&view, ino)?;
+        let end = offset.saturating_add(size as u64).min(inode.size);
+        if offset >= end {
+            out.clear();
+            return Ok(());
+        }
+        if inode.has(InodeRecord::INLINE) {
+            let bytes = load_inline(&view, ino, &inode, inode.size as usize)?;
+            out.clear();
+            out.extend_from_slice(&bytes[offset as usize..end as usize]);
+            return Ok(());
+        }
+        let first = offset / BLOCK;
+        let len = (end.div_ceil(BLOCK) - first) as usize * BLOCK_SIZE;
+        // What `out` holds is overwritten: only what it lacks has to be made.
+        out.truncate(len);
+        out.resize(len, 0);
+        view.read_blocks(ino, first, out)?;
+        out.truncate((end - first * BLOCK) as usize);
+        let head = (offset % BLOCK) as usize;
+        if head > 0 {
+            out.drain(..head);
+        }
+        Ok(())
+    }
+
+    /// Writes all of `data` or fails. `kill_privileges`: clear set-user-ID, set-group-ID (if
+    /// group-executable) and security.capability. `now`: None leaves the times alone (writeback
+    /// caching: the kernel keeps them).
+    ///
+    /// # Errors
+    /// `NotFound`, `IsDirectory`, `Invalid`, `TooLarge`, `NoSpace`; device errors.
+    pub fn write(
+        &self,
+        ino: Ino,
+        offset: u64,
+        data: &[u8],
+        kill_privileges: bool,
+        now: Option<Time>,
+    ) -> Result<()> {
+        let end = offset
+            .checked_add(data.len() as u64)
+            .filter(|end| *end <= MAX_FILE_SIZE)
+            .ok_or(Error::TooLarge)?;
+        let edges = self.read_edges(ino, offset, end)?;
+        if data.is_empty() {
+            return Ok(());
+        }
+        let mut txn = self.store.begin()?;
+        let mut inode = inode::load_file(&txn, ino)?;
+        let new_size = inode.size.max(end);
+        if inode.blocks == 0 && new_size <= MAX_INLINE as u64 {
+            txn.claim_space(METADATA_BLOCKS)?;
+            let mut bytes = load_inline(&txn, ino, &inode, new_size as usize)?;
+            bytes[offset as usize..end as usize].copy_from_slice(data);
+            save_inline(&mut txn, ino, &mut inode, &bytes)?;
+        } else {
+            inline_to_block(&mut txn, ino, &mut inode)?;
+            write_extents(&mut txn, ino, &mut inode, offset, data, &edges)?;
+        }
+        inode.size = new_size;
+        if kill_privileges {
+            inode::clear_set_id(&mut inode);
+            xattr::drop_capability(&mut txn, ino, &mut inode)?;
+        }
+        if let Some(now) = now {
+            inode::touch(&mut inode, inode::to_timestamp(now));
+        }
+        inode::save(&mut txn, ino, &inode)?;
+        self.commit(txn, &[ino])
+    }
+
+    /// Reads ahead the blocks that a change of `[offset, end)` changes in part.
+    pub(super) fn read_edges(&self, ino: Ino, offset: u64, end: u64) -> Result<Edges> {
+        let view = self.store.view();
+        let inode = inode::load_file(&view, ino)?;
+        let mut edges = Edges::default();
+        if inode.blocks > 0 {
+            edges.read_ahead(&view, ino, &inode, offset)?;
+            if end < inode.size {
+                edges.read_ahead(&view, ino, &inode, end)?;
+            }
+        }
+        Ok(edges)
+    }
+}
