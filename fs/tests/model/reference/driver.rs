@@ -436,12 +436,14 @@ impl Pair {
     }
 
     fn setattr(&mut self, both: Both, change: Change) -> Result<(), Trouble> {
-        let regular = self
-            .reference
-            .node(both.0)
-            .is_ok_and(|n| n.kind() == FileKind::Regular);
-        // As the kernel has it: an owner or a size of a regular file changes, and privileges end.
-        let kill = regular && !matches!(change, Change::Permissions(_));
+        // As the kernel has it: privileges end with a new owner of anything but a directory, and
+        // with a new size.
+        let kind = self.reference.node(both.0).map(|n| n.kind());
+        let kill = match change {
+            Change::Permissions(_) => false,
+            Change::Owner { .. } => kind != Ok(FileKind::Directory),
+            Change::Size(_) => kind == Ok(FileKind::Regular),
+        };
         let mut set = SetAttributes {
             kill_privileges: kill,
             ..SetAttributes::default()

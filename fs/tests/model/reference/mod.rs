@@ -172,6 +172,18 @@ impl Reference {
         }
     }
 
+    /// Whether `ino` is a file and the size asked for is possible.
+    fn file_checked(&self, ino: u64, too_large: bool) -> Answer<()> {
+        match self.file(ino).map(|_| ()) {
+            Err(mut errnos) if too_large => {
+                errnos.push(libc::EFBIG);
+                Err(errnos)
+            }
+            Ok(()) if too_large => refuse(libc::EFBIG),
+            answer => answer,
+        }
+    }
+
     fn file_mut(&mut self, ino: u64) -> Answer<&mut Contents> {
         match &mut self.node_mut(ino)?.body {
             Body::File(contents) => Ok(contents),
@@ -494,9 +506,10 @@ impl Reference {
     }
 
     pub(crate) fn write(&mut self, ino: u64, offset: u64, data: &[u8], kill: bool) -> Answer<()> {
-        self.file(ino)?;
-        if offset + data.len() as u64 > SIZE_MAX {
-            return refuse(libc::EFBIG);
+        let too_large = offset + data.len() as u64 > SIZE_MAX;
+        self.file_checked(ino, too_large)?;
+        if data.is_empty() {
+            return Ok(());
         }
         self.file_mut(ino)?.write(offset, data);
         if kill {
@@ -513,10 +526,7 @@ impl Reference {
                 (node.uid, node.gid) = (uid, gid);
             }
             Change::Size(size) => {
-                self.file(ino)?;
-                if size > SIZE_MAX {
-                    return refuse(libc::EFBIG);
-                }
+                self.file_checked(ino, size > SIZE_MAX)?;
                 self.file_mut(ino)?.resize(size);
             }
         }
