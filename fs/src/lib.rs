@@ -5,8 +5,12 @@
 //! without a mount.
 
 pub mod catalog;
+pub mod cli;
 mod error;
 pub mod format;
+pub mod fuse;
+pub mod report;
+pub mod size;
 pub mod store;
 pub mod types;
 pub mod volume;

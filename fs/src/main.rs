@@ -1,3 +1,7 @@
 //! The `warren` command.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    warren_fs::cli::run(std::env::args_os().collect())
+}

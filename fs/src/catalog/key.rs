@@ -1,5 +1,7 @@
 //! Keys of the catalog: `(inode, kind, offset)`, ordered, 17 bytes.
 
+use std::fmt;
+
 use crate::types::Ino;
 
 /// What a catalog record is. The numbers are on-disk values.
@@ -47,9 +49,19 @@ pub struct Key {
     pub offset: u64,
 }
 
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "({}, {:?}, {:#x})", self.ino, self.kind, self.offset)
+    }
+}
+
 impl Key {
     /// Encoded size in bytes.
     pub const SIZE: usize = 17;
+    /// No key is smaller.
+    pub const MIN: Key = Key::new(Ino(0), Kind::Inode, 0);
+    /// No key is greater.
+    pub const MAX: Key = Key::new(Ino(u64::MAX), Kind::Orphan, u64::MAX);
 
     /// A key.
     #[must_use]

@@ -254,6 +254,24 @@ pub fn seek(
     Ok(found)
 }
 
+/// What an extent record occupies, without decoding its checksums: the LBA if it is mapped, and
+/// the number of blocks. Used to account for live blocks with every change of the map.
+pub(super) fn footprint(value: &[u8]) -> Option<(Option<Lba>, u64)> {
+    let (&tag, rest) = value.split_first()?;
+    match tag {
+        TAG_MAPPED => {
+            let (len, rest) = rest.split_first_chunk::<4>()?;
+            let lba = rest.first_chunk::<8>()?;
+            Some((
+                Some(Lba(u64::from_le_bytes(*lba))),
+                u64::from(u32::from_le_bytes(*len)),
+            ))
+        }
+        TAG_RESERVED => Some((None, u64::from_le_bytes(*rest.first_chunk::<8>()?))),
+        _ => None,
+    }
+}
+
 impl Txn<'_> {
     /// Writes whole blocks of a file, replacing what they held, and returns by how many blocks the
     /// file's allocation grew.
@@ -273,6 +291,7 @@ impl Txn<'_> {
             return Err(Error::TooLarge);
         }
         let replaced = self.unmap_blocks(ino, first, count)?;
+        self.claim_space(count - replaced)?;
         let crcs: Vec<u32> = data.chunks_exact(BLOCK_SIZE).map(crc32c::crc32c).collect();
         let mut at = 0;
         for (lba, run) in self.append_blocks(ino, first, data, &crcs)? {
@@ -369,7 +388,7 @@ impl Txn<'_> {
     }
 
     /// Maps an extent over a hole, merging it with the one before it.
-    fn insert(&mut self, ino: Ino, mut extent: Extent) -> Result<()> {
+    pub(super) fn insert(&mut self, ino: Ino, mut extent: Extent) -> Result<()> {
         if extent.start > 0
             && let Some((k, value)) = self.floor(&key(ino, extent.start - 1))?
             && k.ino == ino

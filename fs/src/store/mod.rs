@@ -1,23 +1,79 @@
-//! The transactional store: an ordered map and block data in one log on a zoned device.
+//! The transactional store: an ordered map and file blocks in one log on a zoned device.
+//!
+//! The log is the write-ahead log of the map. A [`Txn`] changes the tree in memory and, at commit,
+//! appends the same changes to the *open chunk*; file blocks enter the chunk when they are written
+//! and are addressed from then on. A full chunk is sealed and written; [`Store::sync`] seals and
+//! writes what there is and flushes the device. A checkpoint writes the nodes of the tree that are
+//! newer than the one before and a record of where the root is.
+//!
+//! Locks, in the order they are taken: `maintenance` (checkpoints and collection, one at a time) ->
+//! `commit` (the leader of a group commit holds no lock during I/O) -> `head` (the newest version;
+//! a transaction holds it for writing) -> the writer's own. A [`View`] takes `head` for reading
+//! for an instant and no lock afterwards.
+//!
+//! Invariants:
+//! 1. Transactions are recorded in chunks of class *hot* in the order in which they changed the tree; the
+//!    sequence numbers of hot chunks have no gap.
+//! 2. What a transaction refers to lies in an earlier chunk of the log, in its own, or in a chunk
+//!    that was flushed before (moved blocks, nodes).
+//! 3. A zone is reset only if no durable checkpoint, no log behind it and no [`View`] refers to it.
 
+mod anchor;
+mod background;
+mod blocks;
+mod checkpoint;
+mod collector;
+mod commit;
 pub mod extent;
+mod open_chunk;
+mod recovery;
+mod relocate;
+mod scan;
+mod status;
+mod txn;
+mod view;
+mod writer;
+mod zones;
 
-use std::collections::{BTreeMap, HashMap};
-use std::ops::{ControlFlow, Deref};
+use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::{Mutex, RwLock};
 use zns_backend::ZonedDevice;
 
-use crate::catalog::Key;
-use crate::error::Result;
-use crate::types::{BLOCK_SIZE, Ino, Lba, Sequence};
+use crate::catalog::{Key, NodeCache, NodeSource, Page, Tree};
+use crate::error::{Error, Result};
+use crate::format::chunk::{CHUNK_BLOCKS, Class};
+use crate::format::superblock::Superblock;
+use crate::types::{BLOCK_SIZE, Ino, Lba, Sequence, ZoneId};
+
+pub use crate::catalog::Value;
+use anchor::Anchors;
+use background::Background;
+use commit::Commits;
+use open_chunk::{OpenChunk, Sealed};
+pub use txn::Txn;
+use view::Pins;
+pub use view::View;
+use writer::Writer;
+use zones::{ANCHORS, ZoneTable};
+
+/// Fewest zones a filesystem can live on.
+pub const ZONES_MIN: u32 = 12;
+/// Fewest blocks of capacity per zone.
+pub const ZONE_CAPACITY_MIN: u64 = CHUNK_BLOCKS;
+/// Zones besides the hot ones that are active at once: anchor, cold, node, and one being finished.
+const OTHER_ACTIVE: u32 = 4;
+/// Most hot zones written in parallel.
+const STRIPES_MAX: u32 = 4;
+/// Blocks on their way to the device before writers wait.
+const IN_FLIGHT_MAX: u64 = 32 * CHUNK_BLOCKS;
 
 /// How a store is opened.
 #[derive(Clone, Debug)]
 pub struct StoreOptions {
-    /// Refuse every change.
+    /// Refuse every change; the device is not written at all.
     pub read_only: bool,
     /// Bound on catalog nodes kept in memory, in bytes.
     pub cache_bytes: usize,
@@ -54,18 +110,6 @@ pub struct Space {
     pub used: u64,
 }
 
-/// A record value.
-#[derive(Clone, Debug)]
-pub struct Value(Vec<u8>);
-
-impl Deref for Value {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        &self.0
-    }
-}
-
 /// Reading the ordered map.
 pub trait Records {
     /// The value of `key`.
@@ -92,85 +136,202 @@ pub trait Records {
     ) -> Result<()>;
 }
 
+/// The newest version of everything.
+struct Head {
+    tree: Tree,
+    zones: ZoneTable,
+    /// The hot chunk being filled.
+    open: Option<OpenChunk>,
+    /// Hot zone that took the last chunk.
+    last_zone: Option<ZoneId>,
+    /// Number of transactions so far; names the version of the tree.
+    version: u64,
+    /// Sequence number of the open chunk.
+    next_sequence: u64,
+    /// Blocks promised to files and not written.
+    reserved: u64,
+    /// Newest durable checkpoint.
+    durable: Mark,
+    /// Hot blocks written since then.
+    log_blocks: u64,
+    /// Old addresses of chunks that were rewritten elsewhere, with the version from which on
+    /// nobody refers to them.
+    ghosts: Vec<(u64, Lba)>,
+}
+
+/// What a checkpoint contains.
+#[derive(Clone, Copy, Debug, Default)]
+struct Mark {
+    number: u64,
+    version: u64,
+}
+
+/// Sizes derived from the geometry once.
+#[derive(Clone, Copy, Debug)]
+struct Limits {
+    /// Hot zones written in parallel.
+    stripes: usize,
+    /// Free zones only the collector and checkpoints may use.
+    keep_zones: usize,
+    /// Free zones below which writers collect before they go on.
+    low_zones: usize,
+    /// Free zones up to which the background collector works ahead.
+    high_zones: usize,
+    /// Resident nodes at which a checkpoint is due.
+    dirty_nodes: usize,
+    /// Blocks that can be live.
+    usable_blocks: u64,
+}
+
+/// Counters since the store was opened.
 #[derive(Default)]
-struct State {
-    map: BTreeMap<Key, Vec<u8>>,
-    blocks: HashMap<u64, Vec<u8>>,
-    next_lba: u64,
+struct Counters {
+    transactions: AtomicU64,
+    commits: AtomicU64,
+    commit_waiters: AtomicU64,
+    chunks: AtomicU64,
+    chunk_blocks: AtomicU64,
+    data_blocks: AtomicU64,
+    checkpoints: AtomicU64,
+    node_blocks: AtomicU64,
+    zones_collected: AtomicU64,
+    blocks_moved: AtomicU64,
+    zones_reset: AtomicU64,
+    blocks_read: AtomicU64,
+    checksum_errors: AtomicU64,
+    writes_relocated: AtomicU64,
+    replayed: AtomicU64,
+}
+
+impl Counters {
+    fn add(counter: &AtomicU64, n: u64) {
+        counter.fetch_add(n, Ordering::Relaxed);
+    }
 }
 
 /// The store.
 pub struct Store {
     device: Arc<dyn ZonedDevice>,
-    state: Mutex<State>,
+    superblock: Superblock,
+    options: StoreOptions,
+    limits: Limits,
+    cache: NodeCache,
+    head: RwLock<Head>,
+    /// First block of and behind the open chunk, so that readers need not ask the head.
+    open_range: (AtomicU64, AtomicU64),
+    writer: Arc<Writer>,
+    commits: Commits,
+    pins: Pins,
+    anchors: Mutex<Anchors>,
+    maintenance: Mutex<()>,
+    background: Background,
     next_ino: AtomicU64,
+    /// Why the store takes no more changes.
+    latched: Mutex<Option<String>>,
+    read_only: AtomicBool,
+    counters: Counters,
 }
 
-/// A consistent version of the map that stays as it is; reading it takes no lock, and what it
-/// refers to is kept until it is dropped.
-pub struct View<'a> {
-    store: &'a Store,
-    map: BTreeMap<Key, Vec<u8>>,
-}
+/// Reads catalog nodes from the device.
+struct DeviceNodes(Arc<dyn ZonedDevice>);
 
-/// A transaction: all of it happens, or (dropped, failed or crashed before commit) nothing.
-/// Transactions run one at a time; keep them short and let no I/O wait inside them.
-pub struct Txn<'a> {
-    state: MutexGuard<'a, State>,
-    store: &'a Store,
-    undo: Vec<(Key, Option<Vec<u8>>)>,
-    committed: bool,
-}
-
-impl Store {
-    /// Makes an empty store on `device`.
-    ///
-    /// # Errors
-    /// `BadImage` when there is a filesystem already or the geometry is too small; device errors.
-    pub fn format(device: &Arc<dyn ZonedDevice>, options: &FormatOptions) -> Result<()> {
-        let _ = (device, options);
-        Ok(())
+impl NodeSource for DeviceNodes {
+    fn read_block(&self, lba: Lba, page: &mut Page) -> Result<()> {
+        Ok(self.0.read(lba, page)?)
     }
+}
 
-    /// Opens the store on `device` and recovers it to its newest consistent state.
-    ///
-    /// # Errors
-    /// `BadImage`, corruption, device errors.
-    pub fn open(device: Arc<dyn ZonedDevice>, options: &StoreOptions) -> Result<Store> {
-        let _ = options;
-        Ok(Store {
-            device,
-            state: Mutex::default(),
-            next_ino: AtomicU64::new(1),
+impl Limits {
+    fn new(device: &dyn ZonedDevice, cache_bytes: usize) -> Result<Limits> {
+        let geometry = device.geometry();
+        if geometry.block_size as usize != BLOCK_SIZE {
+            return Err(Error::BadImage(format!(
+                "the device has blocks of {} bytes, WarrenFS needs {BLOCK_SIZE}",
+                geometry.block_size
+            )));
+        }
+        if geometry.zones < ZONES_MIN || geometry.zone_capacity < ZONE_CAPACITY_MIN {
+            return Err(Error::BadImage(format!(
+                "{} zones of {} blocks: WarrenFS needs at least {ZONES_MIN} zones of {ZONE_CAPACITY_MIN}",
+                geometry.zones, geometry.zone_capacity
+            )));
+        }
+        let active = [geometry.max_open, geometry.max_active]
+            .into_iter()
+            .filter(|limit| *limit > 0)
+            .min()
+            .unwrap_or(u32::MAX);
+        if active <= OTHER_ACTIVE {
+            return Err(Error::BadImage(format!(
+                "the device allows {active} open zones, WarrenFS needs {}",
+                OTHER_ACTIVE + 1
+            )));
+        }
+        let zones = (geometry.zones - ANCHORS) as usize;
+        let capacity = geometry.zone_capacity;
+        let stripes = (active - OTHER_ACTIVE)
+            .min(STRIPES_MAX)
+            .min((geometry.zones / 16).max(1)) as usize;
+        let dirty_nodes = (cache_bytes / BLOCK_SIZE / 2).clamp(64, capacity as usize);
+        // One cold and one node zone, one more of each while the first is replaced, and one.
+        let keep_zones = 5;
+        let low_zones = keep_zones + 1;
+        let high_zones = low_zones + (zones / 20).max(1);
+        let writable = (zones - keep_zones - stripes - 1) as u64 * capacity;
+        Ok(Limits {
+            stripes,
+            keep_zones,
+            low_zones,
+            high_zones,
+            dirty_nodes,
+            usable_blocks: writable - writable / 16,
+        })
+    }
+}
+
+impl Head {
+    /// The chunk that has, or will have, the newest transaction.
+    fn position(&self) -> Sequence {
+        let open = self.open.as_ref().is_some_and(|chunk| !chunk.is_empty());
+        Sequence(if open {
+            self.next_sequence
+        } else {
+            self.next_sequence - 1
         })
     }
 
+    /// Blocks in use: live on the device, promised, or resident and bound for the next checkpoint.
+    fn used(&self) -> u64 {
+        self.zones.live_total() + self.reserved + self.tree.dirty_nodes() as u64
+    }
+
+    /// Accounts for the nodes the tree has let go of. They stay readable to older versions.
+    fn settle_retired(&mut self) -> Result<()> {
+        let version = self.version;
+        for lba in self.tree.take_retired() {
+            self.zones.debit(lba, 1, version)?;
+        }
+        Ok(())
+    }
+}
+
+impl Store {
     /// The device below.
     #[must_use]
     pub fn device(&self) -> &Arc<dyn ZonedDevice> {
         &self.device
     }
 
-    /// The current version of everything.
+    /// Identity and label.
     #[must_use]
-    pub fn view(&self) -> View<'_> {
-        View {
-            store: self,
-            map: self.state.lock().map.clone(),
-        }
+    pub fn superblock(&self) -> &Superblock {
+        &self.superblock
     }
 
-    /// Starts a transaction, waiting for its turn and for space to be collected if that is short.
-    ///
-    /// # Errors
-    /// `ReadOnly`.
-    pub fn begin(&self) -> Result<Txn<'_>> {
-        Ok(Txn {
-            state: self.state.lock(),
-            store: self,
-            undo: Vec::new(),
-            committed: false,
-        })
+    /// Whether changes are refused.
+    #[must_use]
+    pub fn is_read_only(&self) -> bool {
+        self.read_only.load(Ordering::Acquire)
     }
 
     /// A fresh inode number; never given out again, not even after a crash that keeps the inode.
@@ -178,231 +339,175 @@ impl Store {
         Ino(self.next_ino.fetch_add(1, Ordering::Relaxed))
     }
 
+    /// Highest inode number given out so far plus one.
+    #[must_use]
+    pub fn next_ino(&self) -> u64 {
+        self.next_ino.load(Ordering::Relaxed)
+    }
+
     /// The position in the log after the newest committed transaction.
     #[must_use]
     pub fn position(&self) -> Sequence {
-        Sequence(0)
-    }
-
-    /// Waits until everything up to `position` is durable.
-    ///
-    /// # Errors
-    /// Device errors, after which the store is read-only.
-    pub fn sync(&self, position: Sequence) -> Result<()> {
-        let _ = position;
-        Ok(())
-    }
-
-    /// Writes a checkpoint.
-    ///
-    /// # Errors
-    /// Device errors.
-    pub fn checkpoint(&self) -> Result<()> {
-        Ok(())
-    }
-
-    /// Collects up to `zones` victim zones now; returns how many were emptied.
-    ///
-    /// # Errors
-    /// Device errors.
-    pub fn collect(&self, zones: usize) -> Result<usize> {
-        let _ = zones;
-        Ok(0)
-    }
-
-    /// Commits, writes a last checkpoint and stops the background threads.
-    ///
-    /// # Errors
-    /// Device errors.
-    pub fn close(&self) -> Result<()> {
-        Ok(())
+        self.head.read().position()
     }
 
     /// Space in use and in all.
     #[must_use]
     pub fn space(&self) -> Space {
         Space {
-            total: 1 << 20,
-            used: 0,
+            total: self.limits.usable_blocks,
+            used: self.head.read().used(),
         }
     }
-}
 
-impl Records for View<'_> {
-    fn get(&self, key: &Key) -> Result<Option<Value>> {
-        Ok(self.map.get(key).cloned().map(Value))
-    }
-
-    fn floor(&self, key: &Key) -> Result<Option<(Key, Value)>> {
-        Ok(self
-            .map
-            .range(..=key)
-            .next_back()
-            .map(|(k, v)| (*k, Value(v.clone()))))
-    }
-
-    fn scan(
-        &self,
-        from: &Key,
-        to: &Key,
-        visit: &mut dyn FnMut(Key, &[u8]) -> ControlFlow<()>,
-    ) -> Result<()> {
-        for (k, v) in self.map.range(from..=to) {
-            if visit(*k, v).is_break() {
-                break;
-            }
+    /// Takes no more changes from now on.
+    pub fn latch_read_only(&self, why: &str) {
+        self.read_only.store(true, Ordering::Release);
+        let mut latched = self.latched.lock();
+        if latched.is_none() {
+            tracing::error!("read-only from now on: {why}");
+            *latched = Some(why.to_owned());
         }
-        Ok(())
-    }
-}
-
-impl View<'_> {
-    /// Fills `buffer` (whole blocks) with the blocks of `ino` from `first` on; holes read as
-    /// zeros. Every block is verified.
-    ///
-    /// # Errors
-    /// `BadBlock` on a checksum mismatch, device errors.
-    pub fn read_blocks(&self, ino: Ino, first: u64, buffer: &mut [u8]) -> Result<()> {
-        buffer.fill(0);
-        let count = (buffer.len() / BLOCK_SIZE) as u64;
-        let state = self.store.state.lock();
-        extent::for_each_extent(self, ino, first, first + count, &mut |e| {
-            let e = e.slice(first, first + count);
-            if let extent::Backing::Mapped { lba, .. } = &e.backing {
-                for i in 0..e.len {
-                    let at = (e.start - first + i) as usize * BLOCK_SIZE;
-                    buffer[at..at + BLOCK_SIZE].copy_from_slice(&state.blocks[&(lba.0 + i)]);
-                }
-            }
-            ControlFlow::Continue(())
-        })
-    }
-}
-
-impl Records for Txn<'_> {
-    fn get(&self, key: &Key) -> Result<Option<Value>> {
-        Ok(self.state.map.get(key).cloned().map(Value))
     }
 
-    fn floor(&self, key: &Key) -> Result<Option<(Key, Value)>> {
-        Ok(self
-            .state
-            .map
-            .range(..=key)
-            .next_back()
-            .map(|(k, v)| (*k, Value(v.clone()))))
-    }
-
-    fn scan(
-        &self,
-        from: &Key,
-        to: &Key,
-        visit: &mut dyn FnMut(Key, &[u8]) -> ControlFlow<()>,
-    ) -> Result<()> {
-        for (k, v) in self.state.map.range(from..=to) {
-            if visit(*k, v).is_break() {
-                break;
-            }
+    fn check_writable(&self) -> Result<()> {
+        if self.is_read_only() {
+            Err(Error::ReadOnly)
+        } else {
+            Ok(())
         }
-        Ok(())
-    }
-}
-
-impl Txn<'_> {
-    /// Sets the value of a record (at most `catalog::MAX_VALUE` = 960 bytes).
-    ///
-    /// # Errors
-    /// Device errors; `NoSpace`.
-    pub fn put(&mut self, key: Key, value: &[u8]) -> Result<()> {
-        let old = self.state.map.insert(key, value.to_vec());
-        self.undo.push((key, old));
-        Ok(())
     }
 
-    /// Removes a record if it is there.
+    /// Passes an error on and latches read-only: for steps after which memory and device would
+    /// part ways.
+    fn latch<T>(&self, what: &str, result: Result<T>) -> Result<T> {
+        if let Err(error) = &result {
+            self.latch_read_only(&format!("{what}: {error}"));
+        }
+        result
+    }
+
+    /// Commits, writes a last checkpoint and stops the background threads. The store refuses
+    /// changes afterwards; closing twice is harmless.
     ///
     /// # Errors
     /// Device errors.
-    pub fn delete(&mut self, key: &Key) -> Result<()> {
-        if let Some(old) = self.state.map.remove(key) {
-            self.undo.push((*key, Some(old)));
-        }
-        Ok(())
+    pub fn close(&self) -> Result<()> {
+        self.background.stop();
+        let result = if self.is_read_only() {
+            Ok(())
+        } else {
+            self.checkpoint_final()
+        };
+        self.read_only.store(true, Ordering::Release);
+        self.writer.stop();
+        result
     }
 
-    /// Removes the records of `[from, to]`; returns how many there were. One log record, whatever
-    /// the number.
-    ///
-    /// # Errors
-    /// Device errors.
-    pub fn delete_range(&mut self, from: &Key, to: &Key) -> Result<u64> {
-        let keys: Vec<Key> = self.state.map.range(from..=to).map(|(k, _)| *k).collect();
-        for k in &keys {
-            self.delete(k)?;
-        }
-        Ok(keys.len() as u64)
-    }
-
-    /// Fails unless `blocks` more blocks (of metadata or data) fit. Operations that only free
-    /// space do not call this.
-    ///
-    /// # Errors
-    /// `NoSpace`.
-    pub fn claim_space(&mut self, blocks: u64) -> Result<()> {
-        let _ = blocks;
-        Ok(())
-    }
-
-    /// Reads whole blocks as [`View::read_blocks`] does, this transaction's own changes included.
-    ///
-    /// # Errors
-    /// As [`View::read_blocks`].
-    pub fn read_blocks(&self, ino: Ino, first: u64, buffer: &mut [u8]) -> Result<()> {
-        buffer.fill(0);
-        let count = (buffer.len() / BLOCK_SIZE) as u64;
-        extent::for_each_extent(self, ino, first, first + count, &mut |e| {
-            let e = e.slice(first, first + count);
-            if let extent::Backing::Mapped { lba, .. } = &e.backing {
-                for i in 0..e.len {
-                    let at = (e.start - first + i) as usize * BLOCK_SIZE;
-                    buffer[at..at + BLOCK_SIZE].copy_from_slice(&self.state.blocks[&(lba.0 + i)]);
+    /// Opens a chunk in a hot zone if none is open that has room for `blocks` payload blocks or, if
+    /// zero, for a transaction of `bytes`.
+    fn open_chunk<'h>(
+        &self,
+        head: &'h mut Head,
+        blocks: u64,
+        bytes: usize,
+    ) -> Result<&'h mut OpenChunk> {
+        let fits = |chunk: &OpenChunk| chunk.room() >= blocks && chunk.fits_transaction(bytes);
+        if !head.open.as_ref().is_some_and(fits) {
+            self.seal_open(head);
+            let mut attempts = 0;
+            while !head.open.as_ref().is_some_and(fits) {
+                if let Some(unfit) = head.open.take() {
+                    // Too little is left in this zone, or the transaction is larger than any chunk.
+                    head.zones.seal(unfit.zone, head.version);
+                    self.finish_zone(unfit.zone);
                 }
+                attempts += 1;
+                if attempts > self.limits.stripes + 2 {
+                    self.publish_open_range(None);
+                    return Err(Error::TooLarge);
+                }
+                let zone = self.pick_hot_zone(head)?;
+                let start = head.zones.next_lba(zone);
+                let limit = head.zones.remaining(zone).min(CHUNK_BLOCKS);
+                let buffer = self.device.buffer(CHUNK_BLOCKS as usize * BLOCK_SIZE);
+                head.open = Some(OpenChunk::new(Class::Hot, zone, start, limit, buffer));
             }
-            ControlFlow::Continue(())
-        })
-    }
-
-    /// Puts blocks into the log and returns the runs they were given.
-    fn append_blocks(&mut self, _: Ino, _: u64, data: &[u8], _: &[u32]) -> Result<Vec<(Lba, u64)>> {
-        let start = self.state.next_lba;
-        for block in data.chunks_exact(BLOCK_SIZE) {
-            let lba = self.state.next_lba;
-            self.state.blocks.insert(lba, block.to_vec());
-            self.state.next_lba += 1;
+            self.publish_open_range(head.open.as_ref());
         }
-        Ok(vec![(Lba(start), (data.len() / BLOCK_SIZE) as u64)])
+        head.open.as_mut().ok_or(Error::NoSpace)
     }
 
-    /// Makes the transaction happen; returns the position to [`Store::sync`] to for durability.
-    ///
-    /// # Errors
-    /// `NoSpace`, device errors; then nothing has happened.
-    pub fn commit(mut self) -> Result<Sequence> {
-        self.committed = true;
-        let _ = self.store;
-        Ok(Sequence(0))
+    fn publish_open_range(&self, open: Option<&OpenChunk>) {
+        let (start, end) = open.map_or((u64::MAX, 0), |chunk| (chunk.start.0, chunk.end().0));
+        // A reader that sees a mixture asks the head needlessly or, as the chunk is already among
+        // the resident ones when its range goes, finds it there.
+        self.open_range.1.store(end, Ordering::Release);
+        self.open_range.0.store(start, Ordering::Release);
+    }
+
+    /// The zone for the next hot chunk: the last one if it is idle (small commits stay together),
+    /// another idle one, a new one while there are fewer than the stripes, any.
+    fn pick_hot_zone(&self, head: &mut Head) -> Result<ZoneId> {
+        let open = head.zones.open_zones(Class::Hot);
+        let idle = |zone: &ZoneId| self.writer.is_idle(*zone);
+        let zone = head
+            .last_zone
+            .filter(|zone| open.contains(zone) && idle(zone))
+            .or_else(|| open.iter().copied().find(idle))
+            .or_else(|| {
+                let more = open.len() < self.limits.stripes;
+                more.then(|| head.zones.take_free(Class::Hot, self.limits.keep_zones))
+                    .flatten()
+            })
+            .or_else(|| {
+                let next = open
+                    .iter()
+                    .copied()
+                    .find(|zone| Some(*zone) > head.last_zone);
+                next.or_else(|| open.first().copied())
+            })
+            .ok_or(Error::NoSpace)?;
+        head.last_zone = Some(zone);
+        Ok(zone)
+    }
+
+    /// Seals the open chunk, if there is anything in it, and hands it to the writer.
+    fn seal_open(&self, head: &mut Head) {
+        if head.open.as_ref().is_some_and(|chunk| !chunk.is_empty())
+            && let Some(sealed) = self.seal_unqueued(head)
+        {
+            self.writer.enqueue(sealed);
+            self.publish_open_range(None);
+        }
+    }
+
+    /// Seals the open chunk. The caller gives it to the writer before it lets go of the head.
+    fn seal_unqueued(&self, head: &mut Head) -> Option<Arc<Sealed>> {
+        let chunk = head.open.take()?;
+        let sequence = head.next_sequence;
+        head.next_sequence += 1;
+        let mut sealed = chunk.seal(&self.superblock.fsid, sequence);
+        sealed.finish_zone = head
+            .zones
+            .advance(sealed.zone, sealed.blocks, sequence, head.version);
+        head.log_blocks += sealed.blocks;
+        Counters::add(&self.counters.chunks, 1);
+        Counters::add(&self.counters.chunk_blocks, sealed.blocks);
+        Some(Arc::new(sealed))
+    }
+
+    /// Tells the device that nothing more goes into a zone.
+    fn finish_zone(&self, zone: ZoneId) {
+        if let Err(error) = self.device.finish(zone) {
+            tracing::warn!("finishing zone {zone}: {error}");
+        }
     }
 }
 
-impl Drop for Txn<'_> {
+impl Drop for Store {
     fn drop(&mut self) {
-        if !self.committed {
-            for (key, old) in self.undo.drain(..).rev() {
-                match old {
-                    Some(value) => self.state.map.insert(key, value),
-                    None => self.state.map.remove(&key),
-                };
-            }
-        }
+        self.background.stop_detached();
+        self.writer.stop();
     }
 }

@@ -63,7 +63,7 @@ impl Volume {
     /// Those of [`Store::open`]; device errors.
     pub fn open(device: Arc<dyn ZonedDevice>, options: &StoreOptions) -> Result<Volume> {
         let volume = Volume {
-            store: Arc::new(Store::open(device, options)?),
+            store: Store::open(device, options)?,
             handles: Handles::new(),
             positions: Positions::new(),
         };

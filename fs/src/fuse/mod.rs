@@ -1,0 +1,212 @@
+//! The FUSE adapter: a thin shell that turns requests of the kernel into calls of a [`Volume`].
+//!
+//! Only this module mentions `fuser`. It keeps no state of its own besides the options of the
+//! mount: no inode table, no locks, no caches. What it decides is how the kernel is to cache:
+//!
+//! - Entries, attributes and the absence of entries are valid for a day: nobody but this mount
+//!   changes the filesystem, and the kernel updates its own caches with its own changes.
+//! - With the writeback cache the kernel owns size, mtime and ctime of open files and tells them
+//!   in writes and `setattr`; closing a file writes its dirty pages and reports their errors.
+//! - Directories need no handle, so `opendir` is answered once with "not implemented" where the
+//!   kernel takes that to mean "never ask again"; likewise `flush`, which has nothing to do.
+//! - POSIX and BSD locks stay in the kernel.
+//!
+//! A request that panics is answered with EIO, logged, and ends all changes of this mount: the
+//! state in memory may be half changed.
+
+mod convert;
+pub mod mountinfo;
+mod ops;
+pub mod options;
+pub mod session;
+mod xattr;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use fuser::{Errno, FileAttr, FopenFlags, Generation, InitFlags, KernelConfig, ReplyEntry};
+
+use crate::error::{Error, Result};
+use crate::types::Ino;
+use crate::volume::Volume;
+use crate::volume::types::Attributes;
+use options::MountOptions;
+
+/// Inode numbers are never used twice, so every inode is of the first generation.
+const GENERATION: Generation = Generation(0);
+
+/// Features that are asked for where the kernel has them.
+///
+/// Left out on purpose: remote locks (the kernel's own do), `AUTO_INVAL_DATA` (nobody else changes
+/// files), the splice flags (replies are built in memory, and `fuser` reads and writes), and
+/// `SETXATTR_EXT`, whose longer request `fuser` 0.18 does not know.
+const WANTED: InitFlags = InitFlags::FUSE_ASYNC_READ
+    .union(InitFlags::FUSE_ATOMIC_O_TRUNC)
+    .union(InitFlags::FUSE_EXPORT_SUPPORT)
+    .union(InitFlags::FUSE_BIG_WRITES)
+    .union(InitFlags::FUSE_DONT_MASK)
+    .union(InitFlags::FUSE_DO_READDIRPLUS)
+    .union(InitFlags::FUSE_READDIRPLUS_AUTO)
+    .union(InitFlags::FUSE_ASYNC_DIO)
+    .union(InitFlags::FUSE_PARALLEL_DIROPS)
+    .union(InitFlags::FUSE_HANDLE_KILLPRIV_V2)
+    .union(InitFlags::FUSE_POSIX_ACL)
+    .union(InitFlags::FUSE_MAX_PAGES)
+    .union(InitFlags::FUSE_CACHE_SYMLINKS)
+    .union(InitFlags::FUSE_NO_OPENDIR_SUPPORT)
+    .union(InitFlags::FUSE_EXPLICIT_INVAL_DATA)
+    .union(InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP);
+
+/// A volume as the kernel sees it.
+pub struct Adapter {
+    volume: Arc<Volume>,
+    options: MountOptions,
+    /// The kernel takes "not implemented" from `opendir` to mean that directories need no handle.
+    no_opendir: bool,
+    /// A request has panicked; changes are refused from then on.
+    broken: AtomicBool,
+}
+
+impl Adapter {
+    /// An adapter of `volume`, to be handed to a [`session`].
+    #[must_use]
+    pub fn new(volume: Arc<Volume>, options: MountOptions) -> Adapter {
+        Adapter {
+            volume,
+            options,
+            no_opendir: false,
+            broken: AtomicBool::new(false),
+        }
+    }
+
+    fn configure(&mut self, config: &mut KernelConfig) {
+        let offered = config.capabilities();
+        let mut wanted = WANTED & offered;
+        // Direct handles write through; the kernel would keep a stale mtime for them.
+        if self.options.writeback && !self.options.direct_io {
+            wanted |= InitFlags::FUSE_WRITEBACK_CACHE & offered;
+        }
+        self.no_opendir = wanted.contains(InitFlags::FUSE_NO_OPENDIR_SUPPORT);
+        if let Err(unsupported) = config.add_capabilities(wanted) {
+            tracing::warn!(?unsupported, "the kernel withdrew features it had offered");
+        }
+        clamped(config.set_max_write(self.options.max_write), |v| {
+            config.set_max_write(v)
+        });
+        clamped(config.set_max_readahead(self.options.max_readahead), |v| {
+            config.set_max_readahead(v)
+        });
+        let background = self.options.max_background;
+        clamped(config.set_max_background(background), |v| {
+            config.set_max_background(v)
+        });
+        clamped(config.set_congestion_threshold(background / 4 * 3), |v| {
+            config.set_congestion_threshold(v)
+        });
+        tracing::debug!(?offered, ?wanted, abi = ?config.kernel_abi(), "connected to the kernel");
+    }
+
+    /// Runs the body of a request: errors become an errno, damage is logged, a panic becomes EIO.
+    fn run<T>(
+        &self,
+        request: &'static str,
+        ino: Ino,
+        body: impl FnOnce(&Volume) -> Result<T>,
+    ) -> std::result::Result<T, Errno> {
+        match catch_unwind(AssertUnwindSafe(|| body(&self.volume))) {
+            Ok(Ok(value)) => Ok(value),
+            Ok(Err(error)) => {
+                if convert::is_alarming(&error) {
+                    tracing::error!(request, inode = ino.0, "{error}");
+                }
+                Err(convert::errno(&error))
+            }
+            Err(_) => {
+                self.broken.store(true, Ordering::Release);
+                tracing::error!(
+                    request,
+                    inode = ino.0,
+                    "internal error; the mount is read-only from now on"
+                );
+                Err(Errno::EIO)
+            }
+        }
+    }
+
+    /// [`Adapter::run`] for requests that change something.
+    fn change<T>(
+        &self,
+        request: &'static str,
+        ino: Ino,
+        body: impl FnOnce(&Volume) -> Result<T>,
+    ) -> std::result::Result<T, Errno> {
+        if self.broken.load(Ordering::Acquire) {
+            return Err(convert::errno(&Error::ReadOnly));
+        }
+        self.run(request, ino, body)
+    }
+
+    /// [`Adapter::change`] of the entries of `parent`, durable on return with `dirsync`.
+    fn change_entries<T>(
+        &self,
+        request: &'static str,
+        parent: Ino,
+        body: impl FnOnce(&Volume) -> Result<T>,
+    ) -> std::result::Result<T, Errno> {
+        self.change(request, parent, |volume| {
+            let value = body(volume)?;
+            if self.options.dirsync || self.options.sync {
+                volume.fsync(parent)?;
+            }
+            Ok(value)
+        })
+    }
+
+    /// Answers with an entry, which the kernel holds a reference of from then on.
+    fn reply_entry(&self, reply: ReplyEntry, result: std::result::Result<Attributes, Errno>) {
+        match result {
+            Ok(found) => {
+                self.volume.remember(found.ino);
+                reply.entry_with_ttls(
+                    &self.options.attr_timeout,
+                    &self.options.entry_timeout,
+                    &convert::attributes(&found),
+                    GENERATION,
+                );
+            }
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    /// Answers a lookup that found nothing, for the kernel to remember.
+    fn reply_absent(&self, reply: ReplyEntry) {
+        let absent: FileAttr = convert::no_entry();
+        let timeout = self.options.negative_timeout;
+        reply.entry_with_ttls(&Duration::ZERO, &timeout, &absent, GENERATION);
+    }
+
+    /// How a file opened with `flags` of open(2) is cached.
+    ///
+    /// An O_DIRECT handle bypasses the page cache altogether: no alignment is needed, and writes
+    /// that do not extend the file run in parallel.
+    fn open_flags(&self, flags: i32) -> FopenFlags {
+        if self.options.direct_io || flags & libc::O_DIRECT != 0 {
+            FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES
+        } else {
+            FopenFlags::FOPEN_KEEP_CACHE
+        }
+    }
+}
+
+/// Takes the nearest value that is allowed when the wanted one is not.
+fn clamped<T>(
+    first: std::result::Result<T, T>,
+    mut retry: impl FnMut(T) -> std::result::Result<T, T>,
+) {
+    if let Err(nearest) = first {
+        // The nearest value is allowed by definition; there is nothing to do if it is not.
+        let _ = retry(nearest);
+    }
+}

@@ -1,0 +1,333 @@
+//! A mount from mount(2) to the end of its connection: the event loops, signals, unmounting.
+//!
+//! The mount is made here and not by `fuser`, to know its device number and to detach it when it
+//! is busy. It needs the right to mount (CAP_SYS_ADMIN); there is no set-user-ID helper.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use fuser::{Config, Session, SessionACL};
+use nix::errno::Errno;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::signal::{SigSet, Signal};
+
+use super::Adapter;
+use super::mountinfo::{self, DeviceNumber, FSTYPE};
+use super::options::MountOptions;
+use crate::volume::Volume;
+
+/// How long requests in flight may take when a busy mount is detached.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// Why a mount did not come about.
+#[derive(Debug, thiserror::Error)]
+pub enum MountError {
+    /// `/dev/fuse` cannot be opened.
+    #[error("cannot open /dev/fuse: {0} (is the fuse module loaded?)")]
+    NoFuse(io::Error),
+    /// The place to mount at is not one.
+    #[error("{}: {problem}", path.display())]
+    MountPoint {
+        /// The place.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The kernel refused.
+    #[error("cannot mount at {}: {source}", path.display())]
+    Refused {
+        /// The place.
+        path: PathBuf,
+        /// Its reason.
+        source: io::Error,
+    },
+}
+
+/// A mount whose event loops have not been started yet.
+pub struct Mounted {
+    session: Session<Adapter>,
+    device: DeviceNumber,
+}
+
+/// Checks that a filesystem can be mounted at `path`, and returns the path without links.
+///
+/// # Errors
+/// When it is missing, no directory, or a mount of ours already.
+pub fn check_mount_point(path: &Path) -> Result<PathBuf, MountError> {
+    let fail = |problem: String| MountError::MountPoint {
+        path: path.into(),
+        problem,
+    };
+    let real = path.canonicalize().map_err(|e| match e.raw_os_error() {
+        Some(libc::ENOTCONN) => {
+            fail("a dead mount is in the way (its daemon is gone); run umount first".into())
+        }
+        Some(libc::ENOENT) => fail("the mount point does not exist".into()),
+        _ => fail(e.to_string()),
+    })?;
+    if !real.is_dir() {
+        return Err(fail("the mount point is not a directory".into()));
+    }
+    match mountinfo::find(&real) {
+        Ok(Some(there)) if there.is_warren() => {
+            Err(fail(format!("{} is already mounted there", there.source)))
+        }
+        Ok(_) => Ok(real),
+        Err(e) => Err(fail(e.to_string())),
+    }
+}
+
+/// Mounts `volume` at `mount_point` (see [`check_mount_point`]) and shakes hands with the kernel.
+/// `source` is what mount(8) shows.
+///
+/// # Errors
+/// [`MountError`].
+pub fn mount_volume(
+    volume: Arc<Volume>,
+    source: &str,
+    mount_point: &Path,
+    options: &MountOptions,
+) -> Result<Mounted, MountError> {
+    let refused = |source: io::Error| MountError::Refused {
+        path: mount_point.into(),
+        source,
+    };
+    let fuse = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/fuse")
+        .map_err(MountError::NoFuse)?;
+    let data = kernel_options(&fuse, options);
+    let source = options.fsname.as_deref().unwrap_or(source);
+    let flags = kernel_flags(options);
+    mount(
+        Some(source),
+        mount_point,
+        Some(FSTYPE),
+        flags,
+        Some(data.as_str()),
+    )
+    .map_err(|e| refused(e.into()))?;
+    let adapter = Adapter::new(volume, options.clone());
+    let connected = connect(adapter, fuse.into(), options).and_then(|session| {
+        let entry = mountinfo::find(mount_point)?;
+        let entry = entry.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+        Ok(Mounted {
+            session,
+            device: entry.device,
+        })
+    });
+    match connected {
+        Ok(mounted) => {
+            set_readahead(mounted.device, options.max_readahead);
+            Ok(mounted)
+        }
+        Err(error) => {
+            // The mount is of no use without a session; that it goes is all we can ask for.
+            let _ = umount2(mount_point, MntFlags::MNT_DETACH);
+            Err(refused(error))
+        }
+    }
+}
+
+fn connect(
+    adapter: Adapter,
+    fuse: OwnedFd,
+    options: &MountOptions,
+) -> io::Result<Session<Adapter>> {
+    let mut config = Config::default();
+    config.n_threads = Some(options.threads.unwrap_or_else(default_threads));
+    config.clone_fd = true;
+    Session::from_fd(adapter, fuse, SessionACL::All, config)
+}
+
+/// One event loop per processor, within reason: fewer than two would let one slow request stop
+/// the mount.
+fn default_threads() -> usize {
+    thread::available_parallelism().map_or(2, |n| n.get().clamp(2, 16))
+}
+
+fn kernel_options(fuse: &File, options: &MountOptions) -> String {
+    let mut data = format!(
+        "fd={},rootmode=40000,user_id={},group_id={},default_permissions",
+        fuse.as_raw_fd(),
+        nix::unistd::getuid(),
+        nix::unistd::getgid()
+    );
+    if options.allow_other {
+        data.push_str(",allow_other");
+    }
+    if let Some(max_read) = options.max_read {
+        data.push_str(&format!(",max_read={max_read}"));
+    }
+    data
+}
+
+fn kernel_flags(options: &MountOptions) -> MsFlags {
+    [
+        (options.read_only, MsFlags::MS_RDONLY),
+        (options.nosuid, MsFlags::MS_NOSUID),
+        (options.nodev, MsFlags::MS_NODEV),
+        (options.noexec, MsFlags::MS_NOEXEC),
+        (options.noatime, MsFlags::MS_NOATIME),
+        (options.nodiratime, MsFlags::MS_NODIRATIME),
+        (options.sync, MsFlags::MS_SYNCHRONOUS),
+        (options.dirsync, MsFlags::MS_DIRSYNC),
+    ]
+    .into_iter()
+    .filter(|(set, _)| *set)
+    .map(|(_, flag)| flag)
+    .collect()
+}
+
+/// The handshake can only lower the readahead (128 KiB); this raises it. Without the right to do
+/// so, or without sysfs, sequential reads are slower and nothing else.
+fn set_readahead(device: DeviceNumber, bytes: u32) {
+    let DeviceNumber { major, minor } = device;
+    let path = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
+    if let Err(error) = std::fs::write(&path, (bytes / 1024).to_string()) {
+        tracing::info!("cannot set {path}: {error}");
+    }
+}
+
+impl Mounted {
+    /// The device number stat(2) shows for the mount.
+    #[must_use]
+    pub fn device(&self) -> DeviceNumber {
+        self.device
+    }
+
+    /// Serves requests until the filesystem is unmounted, by whomever, or a signal of
+    /// [`block_signals`] comes, which unmounts it. A mount that is busy then is detached: what
+    /// was written is written back, and files still open lose their filesystem after a moment.
+    ///
+    /// # Errors
+    /// When the connection breaks for another reason.
+    pub fn serve(self) -> io::Result<()> {
+        let ended = Arc::new(AtomicBool::new(false));
+        let detached = Arc::new(AtomicBool::new(false));
+        let (device, session) = (self.device, self.session);
+        let loops = thread::Builder::new().name("session".into()).spawn({
+            let ended = Arc::clone(&ended);
+            let main = thread::current();
+            move || {
+                let result = session.run();
+                ended.store(true, Ordering::Release);
+                main.unpark();
+                result
+            }
+        })?;
+        let watcher = thread::Builder::new().name("signals".into()).spawn({
+            let detached = Arc::clone(&detached);
+            let main = thread::current();
+            move || {
+                wait_for_signal();
+                if unmount_all(device) {
+                    return;
+                }
+                detached.store(true, Ordering::Release);
+                main.unpark();
+            }
+        })?;
+        // The watcher sleeps for ever if no signal comes; it ends with the process.
+        drop(watcher);
+        let mut deadline = None;
+        while !ended.load(Ordering::Acquire) {
+            if detached.load(Ordering::Acquire) {
+                let at = *deadline.get_or_insert_with(|| Instant::now() + GRACE);
+                let left = at.saturating_duration_since(Instant::now());
+                if left.is_zero() {
+                    tracing::warn!("the mount is still in use; ending it all the same");
+                    return Ok(());
+                }
+                thread::park_timeout(left);
+            } else {
+                thread::park();
+            }
+        }
+        loops
+            .join()
+            .map_err(|_| io::Error::other("an event loop failed"))?
+    }
+}
+
+fn termination_signals() -> SigSet {
+    let mut set = SigSet::empty();
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
+        set.add(signal);
+    }
+    set
+}
+
+/// Keeps SIGTERM, SIGINT and SIGHUP from ending the process. To be called before any thread is
+/// started, since threads inherit it; [`Mounted::serve`] waits for the signals.
+///
+/// # Errors
+/// None in practice.
+pub fn block_signals() -> io::Result<()> {
+    termination_signals().thread_block()?;
+    Ok(())
+}
+
+fn wait_for_signal() {
+    let set = termination_signals();
+    loop {
+        match set.wait() {
+            Ok(signal) => {
+                tracing::info!(%signal, "unmounting");
+                return;
+            }
+            Err(Errno::EINTR) => {}
+            Err(error) => {
+                tracing::error!("cannot wait for signals: {error}");
+                thread::park();
+            }
+        }
+    }
+}
+
+/// Unmounts the filesystem wherever it is mounted. A mount that is busy has its dirty pages
+/// written back and is detached; false then.
+fn unmount_all(device: DeviceNumber) -> bool {
+    let mounts = mountinfo::read().unwrap_or_default();
+    let mut clean = true;
+    for entry in mounts.iter().rev().filter(|m| m.device == device) {
+        let path = &entry.mount_point;
+        match umount2(path, MntFlags::empty()) {
+            Ok(()) => {}
+            Err(Errno::EBUSY) => {
+                clean = false;
+                write_back(path);
+                if let Err(error) = umount2(path, MntFlags::MNT_DETACH) {
+                    tracing::error!("cannot detach {}: {error}", path.display());
+                }
+            }
+            Err(error) => {
+                clean = false;
+                tracing::error!("cannot unmount {}: {error}", path.display());
+            }
+        }
+    }
+    clean
+}
+
+/// Has the kernel write back what it holds of a mounted filesystem. The event loops serve that
+/// meanwhile.
+fn write_back(path: &Path) {
+    let synced = File::open(path).and_then(|dir| {
+        // SAFETY: syncfs takes an open descriptor and touches no memory of ours.
+        match unsafe { libc::syncfs(dir.as_raw_fd()) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    });
+    if let Err(error) = synced {
+        tracing::error!("cannot write back {}: {error}", path.display());
+    }
+}

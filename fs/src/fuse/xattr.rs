@@ -1,0 +1,84 @@
+//! Extended attributes: the size protocol of the kernel, and what it leaves for us to find out.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+
+use fuser::{Errno, INodeNo, ReplyXattr, Request};
+
+use super::{Adapter, convert};
+use crate::error::Error;
+
+/// Setting this one may end the set-group-ID bit.
+const ACCESS_ACL: &[u8] = b"system.posix_acl_access";
+
+impl Adapter {
+    pub(super) fn set_xattr(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
+    ) -> Result<(), Errno> {
+        let (ino, caller) = (convert::ino(ino), convert::caller(request, 0));
+        let name = name.as_bytes();
+        self.change("setxattr", ino, |volume| {
+            // posix_acl(5) by way of chmod(2): whoever is neither in the file's group nor
+            // privileged loses the bit. The kernel's own verdict travels in the extended request
+            // (FUSE_SETXATTR_EXT), which fuser does not read.
+            let kill_sgid = name == ACCESS_ACL && caller.uid != 0 && {
+                let status = std::fs::read_to_string(format!("/proc/{}/status", caller.pid));
+                let gid = volume.getattr(ino)?.gid;
+                !status.is_ok_and(|status| convert::in_group_or_capable(&status, gid))
+            };
+            let flags = convert::xattr_flags(flags, kill_sgid);
+            volume.setxattr(&caller, ino, name, value, flags)?;
+            if self.options.sync {
+                volume.fsync(ino)?;
+            }
+            Ok(())
+        })
+    }
+
+    pub(super) fn get_xattr(&self, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let ino = convert::ino(ino);
+        let value = self.run("getxattr", ino, |volume| {
+            volume.getxattr(ino, name.as_bytes())
+        });
+        answer_sized(reply, size, value);
+    }
+
+    pub(super) fn list_xattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        let (ino, caller) = (convert::ino(ino), convert::caller(request, 0));
+        let names = self.run("listxattr", ino, |volume| volume.listxattr(&caller, ino));
+        answer_sized(reply, size, names);
+    }
+
+    pub(super) fn remove_xattr(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        name: &OsStr,
+    ) -> Result<(), Errno> {
+        let (ino, caller) = (convert::ino(ino), convert::caller(request, 0));
+        self.change("removexattr", ino, |volume| {
+            volume.removexattr(&caller, ino, name.as_bytes())?;
+            if self.options.sync {
+                volume.fsync(ino)?;
+            }
+            Ok(())
+        })
+    }
+}
+
+/// `size` 0 asks for the length; a value that does not fit is an error.
+fn answer_sized(reply: ReplyXattr, size: u32, value: Result<Vec<u8>, Errno>) {
+    match value {
+        Ok(value) if size == 0 => reply.size(value.len() as u32),
+        Ok(value) if value.len() > size as usize => {
+            reply.error(convert::errno(&Error::BufferTooSmall));
+        }
+        Ok(value) => reply.data(&value),
+        Err(errno) => reply.error(errno),
+    }
+}

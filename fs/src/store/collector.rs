@@ -1,0 +1,327 @@
+//! Garbage collection: moving what is live out of a zone so that it can be reset.
+//!
+//! A block is live if the newest version of the catalog maps its owner, which the payload table of
+//! its chunk names, to its address. File blocks are copied into cold zones and flushed before a
+//! transaction maps them; nodes are marked, and the next checkpoint writes them elsewhere. A zone
+//! whose last live block is gone waits for a durable checkpoint, and for the views that are older.
+
+use std::ops::ControlFlow;
+
+use super::extent::{Backing, Extent, for_each_extent};
+use super::open_chunk::OpenChunk;
+use super::scan::{FoundChunk, read_chunk};
+use super::{Counters, Store, Txn};
+use crate::error::{Error, Result};
+use crate::format::checkpoint::ZoneUse;
+use crate::format::chunk::{Class, Payload};
+use crate::types::{BLOCK_SIZE, Ino, Lba, ZoneId};
+
+/// Victims collected under one checkpoint at most.
+const BATCH_MAX: usize = 8;
+/// Moved runs mapped in one transaction.
+const MOVES_PER_TRANSACTION: usize = 64;
+
+/// A run of file blocks that was copied.
+struct Move {
+    ino: Ino,
+    first: u64,
+    count: u64,
+    from: Lba,
+    to: Lba,
+}
+
+/// Copies of live blocks on their way into cold zones.
+struct Relocation<'a> {
+    store: &'a Store,
+    open: Option<OpenChunk>,
+    /// Moves whose blocks are in the open chunk.
+    pending: Vec<Move>,
+    /// Moves whose blocks are written.
+    written: Vec<Move>,
+}
+
+impl Store {
+    /// Collects up to `zones` victim zones now; returns how many zones were freed.
+    ///
+    /// # Errors
+    /// Device errors.
+    pub fn collect(&self, zones: usize) -> Result<usize> {
+        self.check_writable()?;
+        let _one_at_a_time = self.maintenance.lock();
+        self.collect_locked(zones)
+    }
+
+    /// As [`Store::collect`], for a caller that holds the maintenance lock.
+    pub(super) fn collect_locked(&self, goal: usize) -> Result<usize> {
+        let mut freed = self.reclaim()?;
+        if freed < goal && self.has_empty_zones() {
+            self.checkpoint_locked(false)?;
+            freed += self.reclaim()?;
+        }
+        let mut tried = Vec::new();
+        while freed < goal {
+            let batch = self.pick_victims(goal - freed, &tried);
+            if batch.is_empty() {
+                break;
+            }
+            // The last chunks of a victim may still be on their way.
+            let next = self.head.read().next_sequence;
+            self.latch("collection", self.write_before(next))?;
+            for zone in &batch {
+                self.empty_zone(*zone)?;
+            }
+            tried.extend(&batch);
+            self.checkpoint_locked(false)?;
+            let reset = self.reclaim()?;
+            if reset == 0 {
+                break;
+            }
+            freed += reset;
+        }
+        self.note_collection(freed);
+        Ok(freed)
+    }
+
+    fn has_empty_zones(&self) -> bool {
+        let head = self.head.read();
+        !head.zones.reclaimable(head.version).is_empty()
+    }
+
+    /// Victims whose live blocks fit the free zones with some to spare. At least one zone's worth
+    /// is gained per batch, so a batch of fuller zones is larger.
+    fn pick_victims(&self, goal: usize, tried: &[ZoneId]) -> Vec<ZoneId> {
+        let head = self.head.read();
+        let capacity = self.device.geometry().zone_capacity;
+        let free = head.zones.free_count();
+        let budget = (free.saturating_sub(2) as u64).clamp(1, 4) * capacity;
+        let greedy = free <= self.limits.low_zones;
+        let mut batch: Vec<ZoneId> = Vec::new();
+        let (mut live, mut gain) = (0, 0);
+        while batch.len() < BATCH_MAX && gain < goal as u64 * capacity {
+            let except = [tried, &batch].concat();
+            let Some(zone) = head.zones.victim(head.next_sequence, greedy, &except) else {
+                break;
+            };
+            let zone_live = head.zones.get(zone).live;
+            if live + zone_live > budget && !batch.is_empty() {
+                break;
+            }
+            live += zone_live;
+            gain += capacity - zone_live;
+            batch.push(zone);
+        }
+        batch
+    }
+
+    /// Resets the zones that nothing needs any more.
+    pub(super) fn reclaim(&self) -> Result<usize> {
+        let zones = {
+            let head = self.head.read();
+            let oldest = self.pins.oldest().unwrap_or(u64::MAX);
+            head.zones.reclaimable(head.durable.version.min(oldest))
+        };
+        for zone in &zones {
+            let start = self.device.geometry().zone_start(*zone);
+            match self.device.reset(*zone) {
+                Ok(()) => {
+                    self.cache
+                        .invalidate(start..start.plus(self.device.geometry().zone_size));
+                    let mut head = self.head.write();
+                    head.zones.release(*zone);
+                    self.publish_pressure(&head);
+                }
+                Err(error) => {
+                    tracing::error!("resetting zone {zone}: {error}");
+                    self.retire_zone(&mut self.head.write(), *zone);
+                }
+            }
+        }
+        Counters::add(&self.counters.zones_reset, zones.len() as u64);
+        Ok(zones.len())
+    }
+
+    /// Moves everything live out of a zone.
+    fn empty_zone(&self, zone: ZoneId) -> Result<()> {
+        let start = self.device.geometry().zone_start(zone);
+        let end = self.head.read().zones.get(zone).pointer;
+        let mut relocation = Relocation {
+            store: self,
+            open: None,
+            pending: Vec::new(),
+            written: Vec::new(),
+        };
+        let mut at = 0;
+        while at < end {
+            let found = read_chunk(
+                &*self.device,
+                &self.superblock.fsid,
+                start.plus(at),
+                end - at,
+            )?;
+            let Some(chunk) = found else {
+                tracing::error!(
+                    "zone {zone}: the chunk header at LBA {} is damaged; what is live behind it stays",
+                    start.plus(at)
+                );
+                self.head.write().zones.get_mut(zone).usage = ZoneUse::Retired;
+                break;
+            };
+            at += chunk.info.blocks;
+            self.move_chunk(&chunk, &mut relocation)?;
+        }
+        relocation.finish()?;
+        Counters::add(&self.counters.zones_collected, 1);
+        Ok(())
+    }
+
+    fn move_chunk(&self, chunk: &FoundChunk, relocation: &mut Relocation<'_>) -> Result<()> {
+        let mut lba = chunk.payload_lba();
+        for run in &chunk.body.payload {
+            match *run {
+                Payload::Data { ino, first, count } => {
+                    for (piece, crcs, at) in self.live_pieces(ino, first, u64::from(count), lba)? {
+                        relocation.copy(ino, piece, &crcs, at)?;
+                    }
+                }
+                Payload::Node { level, first_key } => {
+                    let key = first_key.key()?;
+                    // Asked first without the head, so that the path is in memory for the change.
+                    let live = {
+                        let view = self.view();
+                        view.tree().references(&self.cache, level, &key, lba)?
+                    };
+                    if live {
+                        let mut head = self.head.write();
+                        head.tree.touch(&self.cache, level, &key, lba)?;
+                        head.version += 1;
+                        head.settle_retired()?;
+                    }
+                }
+            }
+            lba = lba.plus(run.blocks());
+        }
+        Ok(())
+    }
+
+    /// The parts of a run at `lba` that the catalog still maps there: first block, checksums,
+    /// address.
+    fn live_pieces(
+        &self,
+        ino: Ino,
+        first: u64,
+        count: u64,
+        lba: Lba,
+    ) -> Result<Vec<(u64, Vec<u32>, Lba)>> {
+        let mut pieces = Vec::new();
+        let view = self.view();
+        for_each_extent(&view, ino, first, first + count, &mut |extent| {
+            let Extent { start, backing, .. } = extent.slice(first, first + count);
+            if let Backing::Mapped { lba: mapped, crcs } = backing
+                && mapped == lba.plus(start - first)
+            {
+                pieces.push((start, crcs, mapped));
+            }
+            ControlFlow::Continue(())
+        })?;
+        Ok(pieces)
+    }
+}
+
+impl Relocation<'_> {
+    /// Copies blocks, with the checksums the catalog has for them: a block that went bad stays
+    /// recognisable as such.
+    fn copy(&mut self, ino: Ino, first: u64, crcs: &[u32], from: Lba) -> Result<()> {
+        let store = self.store;
+        let mut buffer = store.device.buffer(crcs.len() * BLOCK_SIZE);
+        let data = &mut buffer[..crcs.len() * BLOCK_SIZE];
+        store.device.read(from, data)?;
+        let found: Vec<u32> = data.chunks_exact(BLOCK_SIZE).map(crc32c::crc32c).collect();
+        for (i, (found, crc)) in found.iter().zip(crcs).enumerate() {
+            if found != crc {
+                Counters::add(&store.counters.checksum_errors, 1);
+                let offset = (first + i as u64) * BLOCK_SIZE as u64;
+                let lba = from.plus(i as u64);
+                tracing::error!(
+                    "moving a damaged block: {}",
+                    Error::BadBlock { ino, offset, lba }
+                );
+            }
+        }
+        let mut at = 0;
+        while at < crcs.len() {
+            if self.open.as_ref().is_none_or(|chunk| chunk.room() == 0) {
+                self.write_open()?;
+                self.open = Some(store.open_side_chunk(Class::Cold)?);
+            }
+            let chunk = self.open.as_mut().ok_or(Error::NoSpace)?;
+            let n = (crcs.len() - at).min(chunk.room() as usize);
+            let bytes = &data[at * BLOCK_SIZE..(at + n) * BLOCK_SIZE];
+            let block = first + at as u64;
+            let to = chunk.push_data(ino, block, bytes, &found[at..at + n]);
+            self.pending.push(Move {
+                ino,
+                first: block,
+                count: n as u64,
+                from: from.plus(at as u64),
+                to,
+            });
+            at += n;
+        }
+        Ok(())
+    }
+
+    fn write_open(&mut self) -> Result<()> {
+        if let Some(chunk) = self.open.take() {
+            self.store.write_side_chunk(chunk)?;
+            self.written.append(&mut self.pending);
+        }
+        Ok(())
+    }
+
+    /// Makes the copies durable and maps them.
+    fn finish(mut self) -> Result<()> {
+        self.write_open()?;
+        if self.written.is_empty() {
+            return Ok(());
+        }
+        self.store.device.flush()?;
+        for group in self.written.chunks(MOVES_PER_TRANSACTION) {
+            let mut txn = self.store.begin_at_once()?;
+            for run in group {
+                let moved = txn.remap(run)?;
+                Counters::add(&self.store.counters.blocks_moved, moved);
+            }
+            txn.commit()?;
+        }
+        Ok(())
+    }
+}
+
+impl Txn<'_> {
+    /// Maps the blocks of a run that are still where they were copied from to the copies.
+    fn remap(&mut self, run: &Move) -> Result<u64> {
+        let end = run.first + run.count;
+        let mut pieces = Vec::new();
+        for_each_extent(self, run.ino, run.first, end, &mut |extent| {
+            let piece = extent.slice(run.first, end);
+            if let Backing::Mapped { lba, crcs } = &piece.backing {
+                let offset = piece.start - run.first;
+                if *lba == run.from.plus(offset) {
+                    let backing = Backing::Mapped {
+                        lba: run.to.plus(offset),
+                        crcs: crcs.clone(),
+                    };
+                    pieces.push(Extent { backing, ..piece });
+                }
+            }
+            ControlFlow::Continue(())
+        })?;
+        let mut moved = 0;
+        for piece in pieces {
+            moved += piece.len;
+            self.unmap_blocks(run.ino, piece.start, piece.len)?;
+            self.insert(run.ino, piece)?;
+        }
+        Ok(moved)
+    }
+}

@@ -1,0 +1,453 @@
+//! Making, opening and recovering a store.
+//!
+//! Recovery starts from the newest durable checkpoint, finds the chunks written since in the zones
+//! that could have taken any, and applies the longest run of sequence numbers without a gap whose
+//! checksums, payload included, hold. What lies behind the first gap was never acknowledged: its
+//! sequence numbers are skipped for good, by a checkpoint that is durable before the first new
+//! chunk is written.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use parking_lot::{Mutex, RwLock};
+use zns_backend::{ZoneInfo, ZoneState, ZonedDevice};
+
+use super::anchor::{Anchors, FoundCheckpoint};
+use super::checkpoint::class_of;
+use super::commit::Commits;
+use super::extent::{Backing, Extent};
+use super::scan::{FoundChunk, read_chunk};
+use super::txn::account;
+use super::view::Pins;
+use super::writer::Writer;
+use super::zones::{ANCHORS, ZoneTable};
+use super::{
+    Background, Counters, DeviceNodes, FormatOptions, Head, Limits, Mark, Store, StoreOptions,
+};
+use crate::catalog::{Key, Kind, NodeCache, NodeRef, Tree};
+use crate::error::{Error, Result};
+use crate::format::checkpoint::ZoneUse;
+use crate::format::chunk::{Class, Op, Transaction};
+use crate::format::superblock::Superblock;
+use crate::types::{Lba, ZoneId};
+
+/// First sequence number of a new filesystem.
+const FIRST_SEQUENCE: u64 = 1;
+
+/// What a scan of the zones found behind the checkpoint.
+#[derive(Default)]
+struct Log {
+    chunks: BTreeMap<u64, FoundChunk>,
+    /// Failed writes that were repeated elsewhere: origin, blocks, new address.
+    moved: Vec<(Lba, u64, Lba)>,
+    /// Highest sequence number seen.
+    newest: u64,
+    /// Zones were found in a state that a checkpoint must settle.
+    unsettled: bool,
+}
+
+impl Store {
+    /// Makes an empty store on `device`.
+    ///
+    /// # Errors
+    /// `BadImage` when there is a filesystem already or the geometry is too small; device errors.
+    pub fn format(device: &Arc<dyn ZonedDevice>, options: &FormatOptions) -> Result<()> {
+        let store_options = StoreOptions {
+            background: false,
+            ..StoreOptions::default()
+        };
+        let limits = Limits::new(&**device, store_options.cache_bytes)?;
+        let geometry = *device.geometry();
+        let created = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .map_or(0, |since| since.as_secs() as i64);
+        let superblock = Superblock::new(&geometry, rand::random(), &options.label, created)?;
+        if !options.force && Anchors::holds_filesystem(&**device)? {
+            return Err(Error::BadImage(
+                "it holds a WarrenFS filesystem already".into(),
+            ));
+        }
+        let mut zones = ZoneTable::fresh(&geometry);
+        for info in device.report(ZoneId(0), geometry.zones)? {
+            match info.state {
+                ZoneState::Empty => {}
+                ZoneState::ReadOnly | ZoneState::Offline if info.zone.0 >= ANCHORS => {
+                    zones.get_mut(info.zone).usage = ZoneUse::Retired;
+                }
+                _ => device.reset(info.zone)?,
+            }
+        }
+        zones.rebuild_free();
+        let head = Head {
+            tree: Tree::empty(),
+            zones,
+            open: None,
+            last_zone: None,
+            version: 0,
+            next_sequence: FIRST_SEQUENCE,
+            reserved: 0,
+            durable: Mark::default(),
+            log_blocks: 0,
+            ghosts: Vec::new(),
+        };
+        let anchors = Anchors::format(Arc::clone(device), superblock)?;
+        let store = Store::assemble(
+            Arc::clone(device),
+            superblock,
+            &store_options,
+            limits,
+            head,
+            anchors,
+            1,
+        )?;
+        store.checkpoint_final()
+    }
+
+    /// Opens the store on `device` and recovers it to its newest consistent state.
+    ///
+    /// # Errors
+    /// `BadImage`, corruption, device errors.
+    pub fn open(device: Arc<dyn ZonedDevice>, options: &StoreOptions) -> Result<Arc<Store>> {
+        let limits = Limits::new(&*device, options.cache_bytes)?;
+        let FoundCheckpoint {
+            superblock,
+            checkpoint,
+            anchors,
+        } = Anchors::find(&device)?;
+        let geometry = *device.geometry();
+        let mut zones = ZoneTable::new(&geometry, &checkpoint.zones);
+        let log = find_log(&*device, &superblock, checkpoint.next_sequence, &mut zones)?;
+        let root = NodeRef {
+            lba: Lba(checkpoint.root_lba),
+            crc: checkpoint.root_crc,
+        };
+        let mark = Mark {
+            number: checkpoint.number,
+            version: 0,
+        };
+        let head = Head {
+            tree: Tree::from_root(root, checkpoint.root_height)?,
+            zones,
+            open: None,
+            last_zone: None,
+            version: 0,
+            next_sequence: checkpoint.next_sequence,
+            reserved: checkpoint.reserved,
+            durable: mark,
+            log_blocks: 0,
+            ghosts: Vec::new(),
+        };
+        let store = Store::assemble(
+            device,
+            superblock,
+            options,
+            limits,
+            head,
+            anchors,
+            checkpoint.next_ino,
+        )?;
+        store.recover(log)?;
+        let store = Arc::new(store);
+        if options.background && !options.read_only {
+            Store::start_background(&store)?;
+        }
+        Ok(store)
+    }
+
+    fn assemble(
+        device: Arc<dyn ZonedDevice>,
+        superblock: Superblock,
+        options: &StoreOptions,
+        limits: Limits,
+        head: Head,
+        anchors: Anchors,
+        next_ino: u64,
+    ) -> Result<Store> {
+        let writer = Writer::new(
+            Arc::clone(&device),
+            options.background && !options.read_only,
+        )?;
+        let store = Store {
+            cache: NodeCache::new(DeviceNodes(Arc::clone(&device)), options.cache_bytes),
+            commits: Commits::new(head.next_sequence),
+            head: RwLock::new(head),
+            open_range: (AtomicU64::new(u64::MAX), AtomicU64::new(0)),
+            device,
+            superblock,
+            options: options.clone(),
+            limits,
+            writer,
+            pins: Pins::default(),
+            anchors: Mutex::new(anchors),
+            maintenance: Mutex::new(()),
+            background: Background::default(),
+            next_ino: AtomicU64::new(next_ino),
+            latched: Mutex::new(None),
+            read_only: AtomicBool::new(options.read_only),
+            counters: Counters::default(),
+        };
+        store.publish_pressure(&store.head.read());
+        Ok(store)
+    }
+
+    /// Applies the log and, if the device may be written, settles what was found.
+    fn recover(&self, log: Log) -> Result<()> {
+        let settle = {
+            let mut head = self.head.write();
+            let first = head.next_sequence;
+            for chunk in log.chunks.values() {
+                if chunk.info.sequence.0 != head.next_sequence {
+                    break;
+                }
+                if !chunk.payload_is_sound(&*self.device)? {
+                    tracing::info!(
+                        "chunk {}: torn payload, the log ends here",
+                        chunk.info.sequence
+                    );
+                    break;
+                }
+                for transaction in &chunk.body.transactions {
+                    self.replay(&mut head, transaction, &log.moved)?;
+                }
+                head.next_sequence += 1;
+            }
+            let replayed = head.next_sequence - first;
+            Counters::add(&self.counters.replayed, replayed);
+            if replayed > 0 {
+                tracing::info!("replayed {replayed} chunks from sequence {first}");
+            }
+            head.next_sequence = head.next_sequence.max(log.newest + 1);
+            self.publish_pressure(&head);
+            log.unsettled || head.next_sequence > first
+        };
+        if settle && !self.options.read_only {
+            self.settle_zones()?;
+            self.checkpoint()?;
+            let _one_at_a_time = self.maintenance.lock();
+            self.reclaim()?;
+        }
+        Ok(())
+    }
+
+    fn replay(
+        &self,
+        head: &mut Head,
+        transaction: &Transaction,
+        moved: &[(Lba, u64, Lba)],
+    ) -> Result<()> {
+        for op in &transaction.ops {
+            match op {
+                Op::Put { key, value } => {
+                    let key = key.key()?;
+                    let translated = translate(&key, value, moved)?;
+                    let value = translated.as_deref().unwrap_or(value);
+                    let old = head.tree.put(&self.cache, key, value)?;
+                    account(head, &key, old.as_deref(), Some(value))?;
+                }
+                Op::Delete { key } => {
+                    let key = key.key()?;
+                    let old = head.tree.delete(&self.cache, &key)?;
+                    account(head, &key, old.as_deref(), None)?;
+                }
+                Op::DeleteRange { from, to } => {
+                    let mut removed: Vec<(Key, Vec<u8>)> = Vec::new();
+                    let range = from.key()?..=to.key()?;
+                    head.tree
+                        .delete_range(&self.cache, range, &mut |key, value| {
+                            removed.push((key, value.to_vec()));
+                        })?;
+                    for (key, value) in removed {
+                        account(head, &key, Some(&value), None)?;
+                    }
+                }
+            }
+        }
+        head.version += 1;
+        head.settle_retired()?;
+        self.next_ino
+            .fetch_max(transaction.next_ino, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Finishes zones that are open and cannot or need not be gone on with: those with a torn tail
+    /// and those beyond the number that is kept open.
+    fn settle_zones(&self) -> Result<()> {
+        let mut head = self.head.write();
+        let version = head.version;
+        for (class, most) in [
+            (Class::Hot, self.limits.stripes),
+            (Class::Cold, 1),
+            (Class::Node, 1),
+        ] {
+            for zone in head.zones.open_zones(class).into_iter().skip(most) {
+                head.zones.seal(zone, version);
+            }
+        }
+        let sealed: Vec<ZoneId> = head
+            .zones
+            .iter()
+            .filter(|(_, z)| matches!(z.usage, ZoneUse::Sealed(_)))
+            .map(|(id, _)| id)
+            .collect();
+        drop(head);
+        for zone in sealed {
+            let state = self.device.report(zone, 1)?.first().map(|info| info.state);
+            if matches!(
+                state,
+                Some(ZoneState::ImplicitlyOpen | ZoneState::ExplicitlyOpen | ZoneState::Closed)
+            ) {
+                self.finish_zone(zone);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The value with a moved address, if it is an extent that has one.
+fn translate(key: &Key, value: &[u8], moved: &[(Lba, u64, Lba)]) -> Result<Option<Vec<u8>>> {
+    if moved.is_empty() || key.kind != Kind::Extent {
+        return Ok(None);
+    }
+    let mut extent = Extent::decode(key, value)?;
+    if let Backing::Mapped { lba, .. } = &mut extent.backing {
+        for (origin, blocks, new) in moved {
+            if let Some(offset) = lba.0.checked_sub(origin.0)
+                && offset < *blocks
+            {
+                *lba = new.plus(offset);
+                return Ok(Some(extent.encode()));
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// Reads the chunks behind the checkpoint and brings the zone table up to what the device holds.
+fn find_log(
+    device: &dyn ZonedDevice,
+    superblock: &Superblock,
+    next_sequence: u64,
+    zones: &mut ZoneTable,
+) -> Result<Log> {
+    let mut log = Log::default();
+    for info in device.report(ZoneId(0), device.geometry().zones)? {
+        let zone = *zones.get(info.zone);
+        if zone.usage == ZoneUse::Anchor {
+            continue;
+        }
+        if matches!(info.state, ZoneState::Offline | ZoneState::ReadOnly) {
+            if info.state == ZoneState::Offline && zone.live > 0 {
+                tracing::error!(
+                    "zone {} is offline with {} live blocks",
+                    info.zone,
+                    zone.live
+                );
+            }
+            zones.get_mut(info.zone).usage = ZoneUse::Retired;
+            continue;
+        }
+        // An emptied zone may have been reset, and used again, since the checkpoint.
+        let from = match zone.usage {
+            ZoneUse::Free => 0,
+            ZoneUse::Open(_) => zone.pointer,
+            ZoneUse::Sealed(_) if zone.live == 0 => 0,
+            ZoneUse::Sealed(_) | ZoneUse::Retired | ZoneUse::Anchor => {
+                if info.write_pointer < zone.pointer {
+                    return Err(lost_data(&info, zone.pointer));
+                }
+                continue;
+            }
+        };
+        if zone.live > 0 && info.write_pointer < from {
+            return Err(lost_data(&info, from));
+        }
+        scan_zone(
+            device,
+            superblock,
+            next_sequence,
+            &info,
+            from,
+            zones,
+            &mut log,
+        )?;
+    }
+    for (origin, _, _) in &log.moved {
+        let zone = zones.of(*origin);
+        zones.get_mut(zone).usage = ZoneUse::Retired;
+    }
+    zones.rebuild_free();
+    Ok(log)
+}
+
+fn lost_data(info: &ZoneInfo, pointer: u64) -> Error {
+    Error::BadImage(format!(
+        "zone {}: the write pointer is at block {}, the checkpoint knows {pointer} blocks",
+        info.zone, info.write_pointer
+    ))
+}
+
+fn scan_zone(
+    device: &dyn ZonedDevice,
+    superblock: &Superblock,
+    next_sequence: u64,
+    info: &ZoneInfo,
+    from: u64,
+    zones: &mut ZoneTable,
+    log: &mut Log,
+) -> Result<()> {
+    let before = *zones.get(info.zone);
+    let start = device.geometry().zone_start(info.zone);
+    let end = info.write_pointer;
+    let mut at = from;
+    let mut class = class_of(before.usage).filter(|_| from > 0);
+    let mut age = before.age;
+    while at < end {
+        let found = read_chunk(device, &superblock.fsid, start.plus(at), end - at)?;
+        let Some(chunk) = found.filter(|chunk| chunk.info.sequence.0 >= next_sequence) else {
+            break;
+        };
+        at += chunk.info.blocks;
+        age = chunk.info.sequence.0;
+        class = class.or(Some(chunk.info.class));
+        if chunk.info.class == Class::Hot {
+            log.newest = log.newest.max(age);
+            keep_chunk(chunk, log);
+        }
+    }
+    let zone = zones.get_mut(info.zone);
+    if end == 0 {
+        // Never used, or reset since.
+        if matches!(before.usage, ZoneUse::Sealed(_)) {
+            zone.pointer = 0;
+        }
+        if before.pointer == 0 || matches!(before.usage, ZoneUse::Sealed(_)) {
+            zone.usage = ZoneUse::Free;
+        }
+    } else if at == 0 && matches!(before.usage, ZoneUse::Sealed(_)) {
+        // As the checkpoint knows it: used up and waiting for its reset.
+    } else {
+        let class = class.unwrap_or(Class::Hot);
+        let torn = at < end || info.state == ZoneState::Full;
+        log.unsettled |= torn || at > from;
+        zone.usage = if torn {
+            ZoneUse::Sealed(class)
+        } else {
+            ZoneUse::Open(class)
+        };
+        zone.pointer = end;
+        zone.age = age;
+        zone.emptied = (zone.live == 0).then_some(0);
+    }
+    Ok(())
+}
+
+fn keep_chunk(chunk: FoundChunk, log: &mut Log) {
+    let info = &chunk.info;
+    if info.origin != info.lba {
+        log.moved.push((info.origin, info.blocks, info.lba));
+        log.chunks.insert(info.sequence.0, chunk);
+    } else {
+        log.chunks.entry(info.sequence.0).or_insert(chunk);
+    }
+}

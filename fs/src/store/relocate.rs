@@ -1,0 +1,192 @@
+//! What happens when a write fails: the zone is retired, and its chunks go elsewhere.
+//!
+//! The blocks of a failed chunk have addresses already, in the catalog and perhaps in transactions
+//! of chunks that are on the device. The chunk is written again in another zone under the same
+//! sequence number with its first address as *origin*; extents in the head are moved, and recovery
+//! translates addresses below the origin in every transaction it replays. A retired zone is never
+//! written again, so an old address can mean nothing else.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use zns_backend::DmaBuffer;
+
+use super::extent::{Backing, Extent, for_each_extent};
+use super::open_chunk::{OpenChunk, Sealed};
+use super::txn::account;
+use super::view::scan_tree;
+use super::{Counters, Head, Records, Store, Value};
+use crate::catalog::{Key, Kind, NodeCache, Tree};
+use crate::error::{Error, Result};
+use crate::format::checkpoint::ZoneUse;
+use crate::format::chunk::{self, Class, Payload};
+use crate::types::{Lba, ZoneId};
+
+impl Store {
+    /// Takes a zone out of use for good.
+    pub(super) fn retire_zone(&self, head: &mut Head, zone: ZoneId) {
+        tracing::error!("zone {zone} is retired after a failed write");
+        head.zones.get_mut(zone).usage = ZoneUse::Retired;
+        if head.last_zone == Some(zone) {
+            head.last_zone = None;
+        }
+    }
+
+    /// Sends chunks whose write failed, and those behind them, elsewhere.
+    pub(super) fn relocate_failed(&self) -> Result<()> {
+        let mut head = self.head.write();
+        let failed = self.writer.take_failed();
+        for sealed in &failed {
+            if head.zones.get(sealed.zone).usage != ZoneUse::Retired {
+                self.retire_zone(&mut head, sealed.zone);
+            }
+        }
+        for sealed in failed {
+            self.relocate(&mut head, &sealed)?;
+        }
+        if head
+            .open
+            .as_ref()
+            .is_some_and(|c| head.zones.get(c.zone).usage == ZoneUse::Retired)
+        {
+            // The chunk being filled has addresses in the dead zone too.
+            if head.open.as_ref().is_some_and(OpenChunk::is_empty) {
+                head.open = None;
+                self.publish_open_range(None);
+            } else if let Some(sealed) = self.seal_unqueued(&mut head) {
+                self.writer.enqueue_failed(&sealed);
+                self.relocate(&mut head, &sealed)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes a chunk again in the first zone that takes it. The head is held: no address in a
+    /// zone that fails now gets into the catalog.
+    fn relocate(&self, head: &mut Head, sealed: &Arc<Sealed>) -> Result<()> {
+        let mut buffer = DmaBuffer::new(sealed.bytes().len());
+        buffer.copy_from_slice(sealed.bytes());
+        let (zone, lba) = loop {
+            let zone = self.zone_with_room(head, sealed.blocks)?;
+            let lba = head.zones.next_lba(zone);
+            chunk::readdress(&mut buffer, lba)?;
+            match self.device.write(lba, &buffer) {
+                Ok(()) => break (zone, lba),
+                Err(error) => {
+                    tracing::error!("writing {} blocks at LBA {lba}: {error}", sealed.blocks);
+                    self.retire_zone(head, zone);
+                }
+            }
+        };
+        if head
+            .zones
+            .advance(zone, sealed.blocks, sealed.sequence, head.version)
+        {
+            self.finish_zone(zone);
+        }
+        self.translate_extents(head, sealed, lba)?;
+        head.version += 1;
+        head.settle_retired()?;
+        head.ghosts.push((head.version, sealed.lba));
+        Counters::add(&self.counters.writes_relocated, 1);
+        self.writer.settle(sealed.sequence);
+        Ok(())
+    }
+
+    fn zone_with_room(&self, head: &mut Head, blocks: u64) -> Result<ZoneId> {
+        let open = head.zones.open_zones(Class::Hot);
+        let taken = head.open.as_ref().map(|chunk| chunk.zone);
+        open.into_iter()
+            .find(|zone| {
+                Some(*zone) != taken
+                    && head.zones.remaining(*zone) >= blocks
+                    && self.writer.is_idle(*zone)
+            })
+            .or_else(|| head.zones.take_free(Class::Hot, 0))
+            .ok_or(Error::NoSpace)
+    }
+
+    /// Maps what `sealed` holds to the same blocks of a chunk at `lba`.
+    fn translate_extents(&self, head: &mut Head, sealed: &Sealed, lba: Lba) -> Result<()> {
+        let mut at = 1;
+        for run in &sealed.payload {
+            if let Payload::Data { ino, first, count } = *run {
+                let mut changes = Vec::new();
+                let records = HeadRecords {
+                    tree: &head.tree,
+                    cache: &self.cache,
+                };
+                for_each_extent(
+                    &records,
+                    ino,
+                    first,
+                    first + u64::from(count),
+                    &mut |extent| {
+                        if let Backing::Mapped { lba: old, crcs } = &extent.backing
+                            && let Some(new) = translate(*old, sealed, lba)
+                        {
+                            let backing = Backing::Mapped {
+                                lba: new,
+                                crcs: crcs.clone(),
+                            };
+                            changes.push(Extent { backing, ..extent });
+                        }
+                        ControlFlow::Continue(())
+                    },
+                )?;
+                for extent in changes {
+                    let key = Key::new(ino, Kind::Extent, extent.start);
+                    let value = extent.encode();
+                    let old = head.tree.put(&self.cache, key, &value)?;
+                    account(head, &key, old.as_deref(), Some(&value))?;
+                }
+            }
+            at += run.blocks();
+        }
+        debug_assert!(at <= sealed.blocks, "the payload lies inside the chunk");
+        Ok(())
+    }
+
+    /// Frees relocated chunks that no view refers to by their old address.
+    pub(super) fn forget_ghosts(&self, head: &mut Head) {
+        let oldest = self.pins.oldest().unwrap_or(u64::MAX);
+        head.ghosts.retain(|(version, lba)| {
+            let needed = *version > oldest;
+            if !needed {
+                self.writer.forget_resident(*lba);
+            }
+            needed
+        });
+    }
+}
+
+/// The address in a chunk moved to `lba` of a block that `sealed` held at `old`.
+fn translate(old: Lba, sealed: &Sealed, lba: Lba) -> Option<Lba> {
+    let offset = old.0.checked_sub(sealed.lba.0)?;
+    (offset < sealed.blocks).then(|| lba.plus(offset))
+}
+
+/// The head's tree as records, while the head is borrowed in parts.
+struct HeadRecords<'a> {
+    tree: &'a Tree,
+    cache: &'a NodeCache,
+}
+
+impl Records for HeadRecords<'_> {
+    fn get(&self, key: &Key) -> Result<Option<Value>> {
+        self.tree.get(self.cache, key)
+    }
+
+    fn floor(&self, key: &Key) -> Result<Option<(Key, Value)>> {
+        self.tree.floor(self.cache, key)
+    }
+
+    fn scan(
+        &self,
+        from: &Key,
+        to: &Key,
+        visit: &mut dyn FnMut(Key, &[u8]) -> ControlFlow<()>,
+    ) -> Result<()> {
+        scan_tree(self.tree, self.cache, from, to, visit)
+    }
+}

@@ -1,0 +1,128 @@
+//! Consistent versions of the map, and the pins that keep what they refer to.
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+
+use parking_lot::Mutex;
+
+use super::{Records, Store, Value};
+use crate::catalog::{Key, NodeCache, Tree};
+use crate::error::Result;
+use crate::types::Ino;
+
+/// Versions somebody reads, with how many do.
+#[derive(Default)]
+pub(super) struct Pins(Mutex<BTreeMap<u64, usize>>);
+
+impl Pins {
+    fn add(&self, version: u64) {
+        *self.0.lock().entry(version).or_default() += 1;
+    }
+
+    fn remove(&self, version: u64) {
+        let mut pins = self.0.lock();
+        if let Some(count) = pins.get_mut(&version) {
+            *count -= 1;
+            if *count == 0 {
+                pins.remove(&version);
+            }
+        }
+    }
+
+    /// The oldest version in use.
+    pub(super) fn oldest(&self) -> Option<u64> {
+        self.0.lock().keys().next().copied()
+    }
+
+    /// How many views there are.
+    pub(super) fn count(&self) -> usize {
+        self.0.lock().values().sum()
+    }
+}
+
+/// A consistent version of the map that stays as it is; reading it takes no lock, and what it
+/// refers to is kept on the device until it is dropped. Cheap: one reference count.
+///
+/// A thread drops its views before it begins a transaction: what a view pins cannot be collected
+/// for the transaction.
+pub struct View<'a> {
+    pub(super) store: &'a Store,
+    tree: Tree,
+    version: u64,
+}
+
+impl Store {
+    /// The newest version of everything.
+    #[must_use]
+    pub fn view(&self) -> View<'_> {
+        let head = self.head.read();
+        self.pins.add(head.version);
+        View {
+            store: self,
+            tree: head.tree.clone(),
+            version: head.version,
+        }
+    }
+}
+
+impl Drop for View<'_> {
+    fn drop(&mut self) {
+        self.store.pins.remove(self.version);
+    }
+}
+
+impl View<'_> {
+    /// Number of transactions this version contains.
+    #[must_use]
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
+    pub(super) fn tree(&self) -> &Tree {
+        &self.tree
+    }
+
+    /// Fills `buffer` (whole blocks) with the blocks of `ino` from `first` on; holes read as
+    /// zeros. Every block that comes from the device is verified.
+    ///
+    /// # Errors
+    /// `BadBlock` on a checksum mismatch, device errors.
+    pub fn read_blocks(&self, ino: Ino, first: u64, buffer: &mut [u8]) -> Result<()> {
+        self.store.read_file_blocks(self, None, ino, first, buffer)
+    }
+}
+
+impl Records for View<'_> {
+    fn get(&self, key: &Key) -> Result<Option<Value>> {
+        self.tree.get(&self.store.cache, key)
+    }
+
+    fn floor(&self, key: &Key) -> Result<Option<(Key, Value)>> {
+        self.tree.floor(&self.store.cache, key)
+    }
+
+    fn scan(
+        &self,
+        from: &Key,
+        to: &Key,
+        visit: &mut dyn FnMut(Key, &[u8]) -> ControlFlow<()>,
+    ) -> Result<()> {
+        scan_tree(&self.tree, &self.store.cache, from, to, visit)
+    }
+}
+
+pub(super) fn scan_tree(
+    tree: &Tree,
+    cache: &NodeCache,
+    from: &Key,
+    to: &Key,
+    visit: &mut dyn FnMut(Key, &[u8]) -> ControlFlow<()>,
+) -> Result<()> {
+    for record in tree.range(cache, *from..=*to) {
+        let (key, value) = record?;
+        if visit(key, &value).is_break() {
+            break;
+        }
+    }
+    Ok(())
+}
