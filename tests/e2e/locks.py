@@ -51,7 +51,7 @@ def fcntl_locks_ranges(bench):
     assert not in_child(path, lock(fcntl.LOCK_EX, 150, 10))
     assert not in_child(path, lock(fcntl.LOCK_SH, 199, 1))
     assert in_child(path, lock(fcntl.LOCK_EX, 200, 100))
-    lock(fcntl.LOCK_UN, 120, 40)(fd)
+    fcntl.lockf(fd, fcntl.LOCK_UN, 40, 120, os.SEEK_SET)
     assert in_child(path, lock(fcntl.LOCK_EX, 120, 40))
     assert not in_child(path, lock(fcntl.LOCK_EX, 110, 20))
 

@@ -160,7 +160,10 @@ def temporary_files_without_a_name(bench):
     fd = os.open(bench.dir, os.O_TMPFILE | os.O_RDWR, 0o600)
     os.write(fd, b"hidden")
     assert os.listdir(bench.dir) == [] and os.fstat(fd).st_nlink == 0
-    os.link(f"/proc/self/fd/{fd}", bench.dir / "shown", follow_symlinks=True)
+    here = os.open(bench.dir, os.O_RDONLY)
+    # With a directory descriptor, for only then does Python ask the kernel to follow the link.
+    os.link(f"/proc/self/fd/{fd}", "shown", dst_dir_fd=here, follow_symlinks=True)
+    os.close(here)
     os.close(fd)
     assert (bench.dir / "shown").read_bytes() == b"hidden"
 

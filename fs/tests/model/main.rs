@@ -5,4 +5,5 @@
 //! smallest sequence found that fails.
 
 mod agree;
+mod crash;
 mod reference;

@@ -18,7 +18,7 @@ const BLOCK: u64 = 4096;
 const READ_IN_FULL: u64 = 4 << 20;
 
 /// What can be seen of one inode under one name.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Entry {
     pub(crate) kind: FileKind,
     pub(crate) permissions: u32,

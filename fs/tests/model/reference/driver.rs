@@ -288,7 +288,7 @@ impl Pair {
         Ok(Some(at))
     }
 
-    fn find(&self, target: &Target) -> Result<Option<Both>, Trouble> {
+    pub(crate) fn find(&self, target: &Target) -> Result<Option<Both>, Trouble> {
         match target {
             Target::Path(path) => self.walk(path),
             Target::Slot(slot) => Ok(self.slots[*slot]),

@@ -144,23 +144,6 @@ pub(crate) enum Op {
     Compare,
 }
 
-impl Op {
-    /// Whether the operation can change what is visible.
-    pub(crate) fn changes(&self) -> bool {
-        !matches!(
-            self,
-            Op::Read { .. }
-                | Op::Seek { .. }
-                | Op::GetXattr { .. }
-                | Op::Fsync { .. }
-                | Op::Sync
-                | Op::Checkpoint
-                | Op::Collect { .. }
-                | Op::Compare
-        )
-    }
-}
-
 /// The bytes that a write with `seed` writes: noise, with a stretch of zeros in some.
 pub(crate) fn noise(seed: u64, len: usize) -> Vec<u8> {
     let mut state = seed ^ 0x9e37_79b9_7f4a_7c15;
