@@ -61,6 +61,7 @@ fn seeds(default: std::ops::Range<u64>) -> std::ops::Range<u64> {
 
 const EVERYDAY: Mix = Mix {
     write_max: 300 << 10,
+    large_every: 10,
     sparse: true,
     upkeep_every: 60,
     crash_every: 0,
@@ -82,6 +83,7 @@ fn generated_operations_give_what_the_reference_gives() {
 fn small_files_with_constant_remounts_give_what_the_reference_gives() {
     let mix = Mix {
         write_max: 5000,
+        large_every: 10,
         sparse: false,
         upkeep_every: 8,
         crash_every: 0,
@@ -99,6 +101,8 @@ fn small_files_with_constant_remounts_give_what_the_reference_gives() {
 #[test]
 fn a_device_that_fills_up_refuses_whole_operations_and_loses_nothing() {
     let mix = Mix {
+        write_max: 4 << 20,
+        large_every: 2,
         upkeep_every: 40,
         sparse: false,
         ..EVERYDAY

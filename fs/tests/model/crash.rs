@@ -233,6 +233,7 @@ fn cut_at(seed: u64, recording: &Recording, completed: usize) {
 /// Many small changes with syncs among them, and all kinds of upkeep.
 const CRASH_MIX: Mix = Mix {
     write_max: 60_000,
+    large_every: 10,
     sparse: true,
     upkeep_every: 12,
     crash_every: 0,

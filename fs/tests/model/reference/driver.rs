@@ -258,20 +258,35 @@ impl Pair {
         let before = self.reference.clone();
         let want = on_reference(&mut self.reference);
         let got = on_volume(&self.volume);
-        let kept = self.keep_unless_full(before, &got);
-        if kept {
+        if self.keep_unless_full(before, &got)? {
             same(want, got).map(|_| ())
         } else {
             Ok(())
         }
     }
 
-    fn keep_unless_full<U>(&mut self, before: Reference, got: &warren_fs::Result<U>) -> bool {
-        let full = self.may_be_full && matches!(got, Err(warren_fs::Error::NoSpace));
-        if full {
-            self.reference = before;
+    /// Takes the reference back where a full device refused the operation; whether it did not.
+    ///
+    /// # Errors
+    /// A refusal while much is free.
+    fn keep_unless_full<U>(
+        &mut self,
+        before: Reference,
+        got: &warren_fs::Result<U>,
+    ) -> Result<bool, Trouble> {
+        if !matches!(got, Err(warren_fs::Error::NoSpace)) {
+            return Ok(true);
         }
-        !full
+        let space = self.volume.store().space();
+        if space.used * 10 < space.total * 8 {
+            let said = format!(
+                "no space, with {} of {} blocks used",
+                space.used, space.total
+            );
+            return Err(Trouble::mismatch(said));
+        }
+        self.reference = before;
+        Ok(!self.may_be_full)
     }
 
     /// Walks `path` in both worlds.
@@ -314,7 +329,7 @@ impl Pair {
         };
         let before = self.reference.clone();
         let (want, got) = make(self, parent, name);
-        if self.keep_unless_full(before, &got) {
+        if self.keep_unless_full(before, &got)? {
             same(want, got)?;
         }
         Ok(())
@@ -349,7 +364,7 @@ impl Pair {
         let before = self.reference.clone();
         let want = self.reference.tmpfile(maker, parent.0, mode);
         let got = self.volume.tmpfile(&caller(maker), parent.1, mode);
-        if !self.keep_unless_full(before, &got) {
+        if !self.keep_unless_full(before, &got)? {
             return Ok(());
         }
         if let Some((ino, attributes)) = same(want, got)? {
@@ -514,7 +529,7 @@ impl Pair {
         let got = self
             .volume
             .copy_range(source.1, from.1, target.1, to.1, len);
-        if self.keep_unless_full(before, &got) {
+        if self.keep_unless_full(before, &got)? {
             same_value(want, got)?;
         }
         Ok(())

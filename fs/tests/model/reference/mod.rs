@@ -220,11 +220,16 @@ impl Reference {
     }
 
     pub(crate) fn lookup(&self, parent: u64, name: &[u8]) -> Answer<u64> {
-        let entries = self.entries(parent)?;
+        let entries = self.entries(parent);
         if name.len() > NAME_MAX {
-            return refuse(libc::ENAMETOOLONG);
+            let mut errnos = vec![libc::ENAMETOOLONG];
+            errnos.extend(entries.err().into_iter().flatten());
+            return Err(errnos);
         }
-        entries.get(name).copied().ok_or_else(|| vec![libc::ENOENT])
+        entries?
+            .get(name)
+            .copied()
+            .ok_or_else(|| vec![libc::ENOENT])
     }
 
     /// Names of a directory with their inodes, without "." and "..".

@@ -165,6 +165,8 @@ pub(crate) fn noise(seed: u64, len: usize) -> Vec<u8> {
 pub(crate) struct Mix {
     /// Largest write.
     pub(crate) write_max: usize,
+    /// A write of any size up to the largest: one in so many writes; the others are small.
+    pub(crate) large_every: u32,
     /// Offsets of terabytes now and then.
     pub(crate) sparse: bool,
     /// Remounts, checkpoints, collections, syncs: one in so many operations each.
@@ -296,12 +298,14 @@ impl Generator {
     }
 
     fn len(&mut self) -> usize {
-        let len = match self.rng.random_range(0..10) {
+        if self.one_in(self.mix.large_every) {
+            return self.rng.random_range(0..=self.mix.write_max);
+        }
+        let len: usize = match self.rng.random_range(0..9) {
             0 => self.rng.random_range(0..64),
             1..4 => self.rng.random_range(0..5000),
             4..6 => 4096 * self.rng.random_range(1..9),
-            6..9 => self.rng.random_range(0..40_000),
-            _ => self.rng.random_range(0..=self.mix.write_max),
+            _ => self.rng.random_range(0..40_000),
         };
         len.min(self.mix.write_max)
     }
