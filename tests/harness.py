@@ -108,6 +108,8 @@ class Image:
     def __init__(self, work, size="4G", name="image"):
         self.path = pathlib.Path(tempfile.mkdtemp(dir=work)) / f"{name}.warren"
         self.dir = self.path.parent / "mnt"
+        # Other users have business in here too.
+        self.path.parent.chmod(0o755)
         self.dir.mkdir()
         self.daemon = None
         self.log = self.path.parent / "log"
