@@ -120,10 +120,7 @@ fn full_volume_refuses_to_grow_and_lets_everything_shrink() {
     while v.write(last.ino, end, &[7; 4096], false, None).is_ok() {
         end += K;
     }
-    assert_eq!(
-        errno(v.mkdir(&ROOT, Ino::ROOT, b"e", 0o755)),
-        libc::ENOSPC
-    );
+    assert_eq!(errno(v.mkdir(&ROOT, Ino::ROOT, b"e", 0o755)), libc::ENOSPC);
     write(&v, reserved, 0, &pattern(8, 64 * K as usize));
     write(&v, kept, 10_000, b"overwritten in place");
     let punch = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
@@ -141,7 +138,10 @@ fn full_volume_refuses_to_grow_and_lets_everything_shrink() {
     }
     assert_eq!(contents(&v, reserved), pattern(8, 64 * K as usize));
     let v = remount(v);
-    assert_eq!(contents(&v, kept)[2 * K as usize..10_000], pattern(9, 10_000)[2 * K as usize..]);
+    assert_eq!(
+        contents(&v, kept)[2 * K as usize..10_000],
+        pattern(9, 10_000)[2 * K as usize..]
+    );
     v.unlink(&ROOT, Ino::ROOT, format!("fill{filled}").as_bytes())
         .ok();
     let again = fill(&v);
@@ -154,10 +154,7 @@ fn promised_space_is_not_given_to_others() {
     let f = file(&v, "f");
     let space = v.statfs();
     let most = space.blocks_free * K;
-    assert_eq!(
-        errno(v.fallocate(&ROOT, f, 0, most + K, 0)),
-        libc::ENOSPC
-    );
+    assert_eq!(errno(v.fallocate(&ROOT, f, 0, most + K, 0)), libc::ENOSPC);
     v.fallocate(&ROOT, f, 0, 16 << 20, 0).unwrap();
     let after = v.statfs();
     assert!(after.blocks_free <= space.blocks_free - (16 << 20) / K);
