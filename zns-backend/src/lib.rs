@@ -8,10 +8,14 @@
 //! |---|---|
 //! | [`MemDevice`] | in memory, zones in a memfd |
 //! | [`FileDevice`] | an image file with persistent zone states |
+//! | [`FaultDevice`] | a memory device that fails as planned and remembers what was written |
 
 mod buffer;
+#[cfg(feature = "conformance")]
+pub mod conformance;
 mod device;
 mod error;
+mod fault;
 mod file;
 mod geometry;
 mod host;
@@ -24,6 +28,7 @@ mod zone_state;
 pub use buffer::DmaBuffer;
 pub use device::{Completion, DeviceQueue, MapSource, Request, ZoneInfo, ZoneState, ZonedDevice};
 pub use error::{Error, Result};
+pub use fault::{CrashPoint, Fault, FaultDevice, LoggedOp, Survival, When, WriteLog};
 pub use file::FileDevice;
 pub use geometry::{Geometry, Lba, ZoneId};
 pub use mem::MemDevice;

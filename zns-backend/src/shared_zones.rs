@@ -112,17 +112,36 @@ impl<S: ZoneSink> SharedZones<S> {
         Ok(())
     }
 
+    /// Whether [`SharedZones::write`] would accept.
+    pub(crate) fn check_write(&self, lba: Lba, blocks: u64) -> Result<()> {
+        self.table.lock().check_write(lba, blocks).map(drop)
+    }
+
     pub(crate) fn append(&self, id: ZoneId, blocks: u64) -> Result<Lba> {
+        self.check_append_length(blocks)?;
+        let mut table = self.table.lock();
+        let (lba, also_closed) = table.append(id, blocks)?;
+        self.publish(&table, id, also_closed);
+        Ok(lba)
+    }
+
+    /// Where [`SharedZones::append`] would put it.
+    pub(crate) fn check_append(&self, id: ZoneId, blocks: u64) -> Result<Lba> {
+        self.check_append_length(blocks)?;
+        self.table
+            .lock()
+            .check_append(id, blocks)
+            .map(|(lba, _)| lba)
+    }
+
+    fn check_append_length(&self, blocks: u64) -> Result<()> {
         let max = self.geometry.max_append;
         if max != 0 && blocks > max {
             return Err(Error::BadLength(
                 (blocks * u64::from(self.geometry.block_size)) as usize,
             ));
         }
-        let mut table = self.table.lock();
-        let (lba, also_closed) = table.append(id, blocks)?;
-        self.publish(&table, id, also_closed);
-        Ok(lba)
+        Ok(())
     }
 
     pub(crate) fn act(&self, id: ZoneId, action: Action) -> Result<()> {

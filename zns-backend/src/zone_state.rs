@@ -179,6 +179,13 @@ impl ZoneTable {
 
     /// Accepts a write of `blocks` blocks at `lba` and advances the write pointer.
     pub(crate) fn write(&mut self, lba: Lba, blocks: u64) -> Result<AlsoClosed> {
+        let also_closed = self.check_write(lba, blocks)?;
+        self.advance(lba, blocks, also_closed);
+        Ok(also_closed)
+    }
+
+    /// Whether [`ZoneTable::write`] would accept.
+    pub(crate) fn check_write(&self, lba: Lba, blocks: u64) -> Result<AlsoClosed> {
         let id = self.geometry.zone_of(lba);
         if id.0 >= self.geometry.zones {
             return Err(Error::OutOfRange(lba));
@@ -190,19 +197,25 @@ impl ZoneTable {
             let write_pointer = self.geometry.zone_start(id).plus(write_pointer);
             return Err(Error::ZoneInvalidWrite { lba, write_pointer });
         }
-        self.advance(id, lba, blocks)
+        self.check_room(id, lba, blocks)
     }
 
     /// Accepts an append of `blocks` blocks and answers where they go.
     pub(crate) fn append(&mut self, id: ZoneId, blocks: u64) -> Result<(Lba, AlsoClosed)> {
+        let (lba, also_closed) = self.check_append(id, blocks)?;
+        self.advance(lba, blocks, also_closed);
+        Ok((lba, also_closed))
+    }
+
+    /// What [`ZoneTable::append`] would answer.
+    pub(crate) fn check_append(&self, id: ZoneId, blocks: u64) -> Result<(Lba, AlsoClosed)> {
         Self::check_zone(&self.geometry, id)?;
         self.check_writable(id)?;
         let lba = self
             .geometry
             .zone_start(id)
             .plus(self.zone(id).write_pointer);
-        let also_closed = self.advance(id, lba, blocks)?;
-        Ok((lba, also_closed))
+        Ok((lba, self.check_room(id, lba, blocks)?))
     }
 
     fn check_writable(&self, id: ZoneId) -> Result<()> {
@@ -217,47 +230,50 @@ impl ZoneTable {
         }
     }
 
-    fn advance(&mut self, id: ZoneId, lba: Lba, blocks: u64) -> Result<AlsoClosed> {
-        let offset = self.geometry.offset_of(lba);
-        let capacity = self.geometry.zone_capacity;
-        let Some(end) = offset.checked_add(blocks).filter(|&end| end <= capacity) else {
+    fn check_room(&self, id: ZoneId, lba: Lba, blocks: u64) -> Result<AlsoClosed> {
+        let end = self.geometry.offset_of(lba).checked_add(blocks);
+        if end.is_none_or(|end| end > self.geometry.zone_capacity) {
             return Err(Error::ZoneBoundary { lba, blocks });
-        };
-        let also_closed = if self.zone(id).is_open() {
-            None
-        } else {
-            self.take_open_resource(id)?
-        };
+        }
+        self.open_resource(id)
+    }
+
+    /// Moves the write pointer over an accepted write.
+    fn advance(&mut self, lba: Lba, blocks: u64, also_closed: AlsoClosed) {
+        let id = self.geometry.zone_of(lba);
+        if let Some(other) = also_closed {
+            self.set(other, ZoneState::Closed);
+        }
         if !self.zone(id).is_open() {
             self.set(id, ZoneState::ImplicitlyOpen);
         }
+        let end = self.geometry.offset_of(lba) + blocks;
         self.zones[id.0 as usize].write_pointer = end;
-        if end == capacity {
+        if end == self.geometry.zone_capacity {
             self.set(id, ZoneState::Full);
         }
-        Ok(also_closed)
     }
 
-    /// Makes room for one more open zone (and active zone, if `id` is not active yet).
-    fn take_open_resource(&mut self, id: ZoneId) -> Result<AlsoClosed> {
+    /// Whether `id` can be open, and which zone has to be closed for it.
+    fn open_resource(&self, id: ZoneId) -> Result<AlsoClosed> {
         let Geometry {
             max_open,
             max_active,
             ..
         } = self.geometry;
+        if self.zone(id).is_open() {
+            return Ok(None);
+        }
         if max_active != 0 && self.active >= max_active && !self.zone(id).is_active() {
             return Err(Error::TooManyActive(max_active));
         }
         if max_open == 0 || self.open < max_open {
             return Ok(None);
         }
-        let oldest = self
-            .implicit
+        self.implicit
             .front()
-            .copied()
-            .ok_or(Error::TooManyOpen(max_open))?;
-        self.set(oldest, ZoneState::Closed);
-        Ok(Some(oldest))
+            .map(|&oldest| Some(oldest))
+            .ok_or(Error::TooManyOpen(max_open))
     }
 
     /// Accepts a zone management action.
@@ -273,7 +289,10 @@ impl ZoneTable {
             | (Action::Reset, Empty) => {}
             (Action::Open, ImplicitlyOpen) => self.set(id, ExplicitlyOpen),
             (Action::Open, Empty | Closed) => {
-                also_closed = self.take_open_resource(id)?;
+                also_closed = self.open_resource(id)?;
+                if let Some(other) = also_closed {
+                    self.set(other, Closed);
+                }
                 self.set(id, ExplicitlyOpen);
             }
             (Action::Close, ImplicitlyOpen | ExplicitlyOpen) => self.set(id, Closed),

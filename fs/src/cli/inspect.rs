@@ -49,11 +49,14 @@ impl Inspect for Store {
     }
 
     fn stats(&self) -> Stats {
-        let space = self.space();
         let mut stats = Stats::default();
-        let group = stats.groups.entry("space".into()).or_default();
-        group.insert("blocks_total".into(), space.total);
-        group.insert("blocks_used".into(), space.used);
+        let counters = self.statistics();
+        let group = stats.groups.entry("store".into()).or_default();
+        group.extend(
+            counters
+                .iter()
+                .map(|(name, value)| ((*name).into(), *value)),
+        );
         stats
     }
 

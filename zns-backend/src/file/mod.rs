@@ -33,6 +33,7 @@
 //! reset, finish and prewriting hold it across their I/O, reads and writes of data never do.
 
 mod direct;
+mod flusher;
 mod format;
 mod image;
 mod pool;
@@ -55,6 +56,7 @@ use crate::host;
 use crate::shared_zones::{SharedZones, blocks_in, by_zone};
 use crate::zone_state::{Action, ZoneTable};
 use direct::DirectFile;
+use flusher::Flusher;
 use format::{Header, Layout};
 use pool::Pool;
 use table::MappedTable;
@@ -78,6 +80,7 @@ struct Inner {
     /// Number of flushes so far.
     flushes: AtomicU64,
     pool: Option<Arc<Pool>>,
+    flusher: Flusher,
 }
 
 /// What the write path of a zone remembers.
@@ -150,6 +153,7 @@ impl FileDevice {
             order: (0..geometry.zones).map(|_| Mutex::default()).collect(),
             flushes: AtomicU64::new(0),
             pool: if read_only { None } else { Pool::new().ok() },
+            flusher: Flusher::new(),
         })))
     }
 
@@ -435,7 +439,10 @@ impl ZonedDevice for FileDevice {
 
     fn flush(&self) -> Result<()> {
         let kind = self.0.begin_flush();
-        let synced = self.0.meta.sync_data();
+        let synced = match kind {
+            FlushKind::DataOnly => self.0.flusher.flush(&self.0.meta, self.0.layout.data),
+            FlushKind::PageCache | FlushKind::WithTable { .. } => self.0.meta.sync_data(),
+        };
         synced.map_err(|source| self.0.io_error("flushing", source))?;
         self.0.end_flush(kind);
         Ok(())

@@ -71,6 +71,16 @@ impl MemDevice {
         }))
     }
 
+    /// Whether a write would be accepted now.
+    pub(crate) fn check_write(&self, lba: Lba, blocks: u64) -> Result<()> {
+        self.0.zones.check_write(lba, blocks)
+    }
+
+    /// Where an append would go now.
+    pub(crate) fn check_append(&self, zone: ZoneId, blocks: u64) -> Result<Lba> {
+        self.0.zones.check_append(zone, blocks)
+    }
+
     /// Makes a zone [`ZoneState::ReadOnly`] or [`ZoneState::Offline`], as a failing medium does.
     ///
     /// # Errors
