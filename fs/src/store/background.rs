@@ -21,6 +21,10 @@ const TICK: Duration = Duration::from_millis(500);
 /// Transactions after which a collection that freed nothing is tried again.
 const FUTILE_PAUSE: u64 = 256;
 
+/// Longest time a writer waits for a view to let go of zones, and how often it looks.
+const VIEW_PATIENCE: Duration = Duration::from_secs(2);
+const VIEW_PAUSE: Duration = Duration::from_millis(5);
+
 #[derive(Default)]
 struct Signal {
     stop: Mutex<bool>,
@@ -163,6 +167,28 @@ impl Store {
             while short() {
                 self.collect_locked(1)?;
             }
+        }
+        if pressure.free_zones.load(Ordering::Relaxed) <= self.limits.keep_zones {
+            self.wait_for_views()?;
+        }
+        Ok(())
+    }
+
+    /// Zones that are empty and cannot be reset because somebody still reads an older version come
+    /// free when that view ends; a writer that has no other zone waits for it, within reason.
+    fn wait_for_views(&self) -> Result<()> {
+        let since = Instant::now();
+        while since.elapsed() < VIEW_PATIENCE {
+            {
+                let _one_at_a_time = self.maintenance.lock();
+                self.reclaim()?;
+                let head = self.head.read();
+                let none_waits = head.zones.reclaimable(head.durable.version).is_empty();
+                if none_waits || head.zones.free_count() > self.limits.keep_zones {
+                    return Ok(());
+                }
+            }
+            std::thread::sleep(VIEW_PAUSE);
         }
         Ok(())
     }

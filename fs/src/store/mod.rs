@@ -276,11 +276,12 @@ impl Limits {
             .min(STRIPES_MAX)
             .min((geometry.zones / 16).max(1)) as usize;
         let dirty_nodes = (cache_bytes / BLOCK_SIZE / 2).clamp(64, capacity as usize);
-        // One cold and one node zone, one more of each while the first is replaced, and one.
-        let keep_zones = 5;
+        // While a batch of victims is moved: two zones for the copies, one for nodes, one to spare.
+        let keep_zones = 4;
         let low_zones = keep_zones + 1;
         let high_zones = low_zones + (zones / 20).max(1);
-        let writable = (zones - keep_zones - stripes - 1) as u64 * capacity;
+        // Partly filled zones: those open for hot, cold and node chunks, and the next of each kind.
+        let writable = (zones - keep_zones - stripes - 3) as u64 * capacity;
         Ok(Limits {
             stripes,
             keep_zones,

@@ -135,7 +135,13 @@ impl Writer {
     pub(super) fn wait_below(&self, blocks: u64) -> std::result::Result<(), WriteFailed> {
         let mut state = self.state.lock();
         while state.blocks > blocks && state.failed.is_empty() {
-            self.changed.wait(&mut state);
+            if let Some(sealed) = State::startable(&mut state, u64::MAX) {
+                drop(state);
+                self.start(sealed, self.queue.is_none());
+                state = self.state.lock();
+            } else {
+                self.changed.wait(&mut state);
+            }
         }
         if state.failed.is_empty() {
             Ok(())

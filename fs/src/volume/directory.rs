@@ -208,3 +208,85 @@ impl Volume {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use zns_backend::{Geometry, MemDevice, ZonedDevice};
+
+    use super::*;
+    use crate::store::{FormatOptions, Store, StoreOptions};
+
+    const DIRECTORY: Ino = Ino(9);
+
+    fn store() -> Arc<Store> {
+        let geometry = Geometry {
+            block_size: 4096,
+            zones: 16,
+            zone_size: 512,
+            zone_capacity: 512,
+            max_open: 0,
+            max_active: 0,
+            max_append: 0,
+        };
+        let device: Arc<dyn ZonedDevice> = Arc::new(MemDevice::new(geometry).unwrap());
+        Store::format(&device, &FormatOptions::default()).unwrap();
+        let options = StoreOptions {
+            background: false,
+            ..StoreOptions::default()
+        };
+        Store::open(device, &options).unwrap()
+    }
+
+    fn put_stranger(txn: &mut Txn<'_>, cookie: u64) {
+        let name = format!("stranger {cookie}");
+        let kind = FileKind::Regular;
+        put(txn, DIRECTORY, cookie, name.as_bytes(), Ino(2), kind).unwrap();
+    }
+
+    #[test]
+    fn names_of_the_same_hash_live_side_by_side_in_the_first_free_slots() {
+        let store = store();
+        let mut txn = store.begin().unwrap();
+        let first = first_cookie(b"name");
+        for cookie in [first, first + 1, first + 3] {
+            put_stranger(&mut txn, cookie);
+        }
+        assert_eq!(find_vacancy(&txn, DIRECTORY, b"name").unwrap(), first + 2);
+        put(
+            &mut txn,
+            DIRECTORY,
+            first + 2,
+            b"name",
+            Ino(5),
+            FileKind::Fifo,
+        )
+        .unwrap();
+        let found = find_entry(&txn, DIRECTORY, b"name").unwrap();
+        assert_eq!((found.cookie, found.ino), (first + 2, Ino(5)));
+        remove(&mut txn, DIRECTORY, first).unwrap();
+        assert_eq!(find_entry(&txn, DIRECTORY, b"name").unwrap().ino, Ino(5));
+    }
+
+    #[test]
+    fn directory_with_128_names_of_one_hash_still_finds_and_misses() {
+        let store = store();
+        let mut txn = store.begin().unwrap();
+        let first = first_cookie(b"name");
+        for collision in 0..128 {
+            put_stranger(&mut txn, first + collision);
+        }
+        let missing = find_entry(&txn, DIRECTORY, b"name");
+        assert!(matches!(missing, Err(Error::NotFound)));
+        let full = find_vacancy(&txn, DIRECTORY, b"name");
+        assert!(matches!(full, Err(Error::NoSpace)));
+    }
+
+    #[test]
+    fn hash_is_the_documented_one() {
+        assert_eq!(name_hash(b"name"), 10_752_689_175_477_153_581);
+        assert!(first_cookie(b"name") > DOT_DOT_COOKIE);
+        assert!(first_cookie(b"name") + 127 <= LAST_COOKIE);
+    }
+}

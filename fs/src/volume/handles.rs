@@ -17,7 +17,7 @@ use crate::catalog::{Key, Kind};
 use crate::error::{Error, Result};
 use crate::format::record::{InodeRecord, Timestamp, encode_orphan};
 use crate::store::extent::Extent;
-use crate::store::{Records, Txn};
+use crate::store::{Records, Txn, View};
 use crate::types::Ino;
 
 const SHARDS: usize = 64;
@@ -119,6 +119,11 @@ pub(super) fn adopt(txn: &mut Txn<'_>, ino: Ino) -> Result<()> {
 fn delete_all(txn: &mut Txn<'_>, ino: Ino) -> Result<()> {
     txn.delete_range(&inode::key(ino), &Key::new(ino, Kind::Xattr, u64::MAX))?;
     inode::count_deleted(txn)
+}
+
+/// Brings what deleting an inode looks at into memory, before a transaction does it.
+pub(super) fn read_ahead(view: &View<'_>, ino: Ino) -> Result<()> {
+    reclaim_step(view, ino).map(drop)
 }
 
 /// The first up to [`RECLAIM_EXTENTS`] extents of an inode: where the last of them starts and how
@@ -268,7 +273,7 @@ impl Volume {
     }
 
     fn reclaim_some(&self, ino: Ino) -> Result<ControlFlow<()>> {
-        reclaim_step(&self.store.view(), ino)?;
+        read_ahead(&self.store.view(), ino)?;
         let mut txn = self.store.begin()?;
         let mut inode = match inode::load(&txn, ino) {
             Err(Error::NotFound) => {

@@ -328,7 +328,13 @@ impl Volume {
 
     fn remove(&self, _: &Caller, parent: Ino, name: &[u8], removal: Removal) -> Result<()> {
         directory::check_name(name)?;
-        find_removal(&self.store.view(), parent, name, removal)?;
+        {
+            let view = self.store.view();
+            let (_, entry, child) = find_removal(&view, parent, name, removal)?;
+            if child.nlink == 1 {
+                handles::read_ahead(&view, entry.ino)?;
+            }
+        }
         let mut txn = self.store.begin()?;
         let (mut directory, entry, mut child) = find_removal(&txn, parent, name, removal)?;
         let now = inode::to_timestamp(Time::now());

@@ -3,6 +3,7 @@
 mod acls;
 mod attributes;
 mod common;
+mod concurrency;
 mod contents;
 mod names;
 mod orphans;

@@ -101,7 +101,7 @@ fn read_only_volume_answers_and_refuses_changes() {
 
 #[test]
 fn full_volume_refuses_to_grow_and_lets_everything_shrink() {
-    let v = formatted(&device(20));
+    let v = formatted(&device(48));
     let kept = file(&v, "kept");
     write(&v, kept, 0, &pattern(9, 100_000));
     v.setxattr(&ROOT, kept, b"user.x", &[1; 5000], XattrFlags::default())
@@ -113,17 +113,18 @@ fn full_volume_refuses_to_grow_and_lets_everything_shrink() {
     let filled = fill(&v);
     assert!(filled > 10, "{filled} files of 1 MiB");
     // The last few blocks go too.
-    let last = v
-        .lookup(Ino::ROOT, format!("fill{}", filled - 1).as_bytes())
-        .unwrap();
-    let mut end = last.size;
-    while v.write(last.ino, end, &[7; 4096], false, None).is_ok() {
+    let last = file(&v, "last");
+    let mut end = 0;
+    while v.write(last, end, &[7; 4096], false, None).is_ok() {
         end += K;
     }
-    assert_eq!(errno(v.mkdir(&ROOT, Ino::ROOT, b"e", 0o755)), libc::ENOSPC);
+    let grow = v.write(kept, 100_000, &[7; 8192], false, None);
+    assert_eq!(errno(grow), libc::ENOSPC);
+    let reserve = v.fallocate(&ROOT, last, end, 64 * K, 0);
+    assert_eq!(errno(reserve), libc::ENOSPC);
     write(&v, reserved, 0, &pattern(8, 64 * K as usize));
-    write(&v, kept, 10_000, b"overwritten in place");
     let punch = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
+    write(&v, kept, 10_000, b"overwritten in place");
     v.fallocate(&ROOT, kept, 0, 2 * K, punch).unwrap();
     v.removexattr(&ROOT, kept, b"user.x").unwrap();
     v.rmdir(&ROOT, Ino::ROOT, b"d").unwrap();
