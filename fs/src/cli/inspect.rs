@@ -30,16 +30,18 @@ impl Inspect for Store {
     fn info(&self) -> Result<Info> {
         let geometry = *self.device().geometry();
         let space = self.space();
+        let counters = self.statistics();
+        let counter = |name| counters.iter().find(|(n, _)| *n == name).map_or(0, |c| c.1);
         Ok(Info {
-            label: String::new(),
-            uuid: String::new(),
-            version: 1,
+            label: self.superblock().label(),
+            uuid: uuid_text(&self.superblock().fsid),
+            version: crate::format::FORMAT_VERSION,
             block_size: geometry.block_size,
             zones: geometry.zones,
             zone_size: geometry.zone_size,
             zone_capacity: geometry.zone_capacity,
-            checkpoint: 0,
-            sequence: self.position().0,
+            checkpoint: counter("checkpoint"),
+            sequence: counter("next_sequence"),
             root: 0,
             used: space.used,
             total: space.total,
@@ -79,6 +81,12 @@ impl Inspect for Store {
             })
             .collect())
     }
+}
+
+fn uuid_text(id: &[u8; 16]) -> String {
+    let hex: String = id.iter().map(|byte| format!("{byte:02x}")).collect();
+    let (a, b, c) = (&hex[..8], &hex[8..12], &hex[12..16]);
+    format!("{a}-{b}-{c}-{}-{}", &hex[16..20], &hex[20..])
 }
 
 /// Checks the filesystem on a device.
