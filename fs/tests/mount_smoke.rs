@@ -396,11 +396,10 @@ fn times_before_1970_survive() {
         (i64::MIN, 0),
     ] {
         let time = libc::timespec { tv_sec, tv_nsec };
-        // SAFETY: futimens reads two timespecs from an array of two.
-        assert_eq!(
-            unsafe { libc::futimens(file.as_raw_fd(), [time, time].as_ptr()) },
-            0
-        );
+        let times = [time, time];
+        // SAFETY: futimens reads two timespecs, and the array holds two.
+        let result = unsafe { libc::futimens(file.as_raw_fd(), times.as_ptr()) };
+        assert_eq!(result, 0);
         let meta = file.metadata().unwrap();
         assert_eq!((meta.mtime(), meta.mtime_nsec()), (tv_sec, tv_nsec));
         assert_eq!((meta.atime(), meta.atime_nsec()), (tv_sec, tv_nsec));

@@ -8,8 +8,9 @@ use zns_backend::{DeviceSpec, FileDevice, Geometry, ZonedDevice};
 use super::device::Device;
 use super::{CommandResult, Failure, Outcome, output};
 use crate::size::HumanSize;
-use crate::store::{FormatOptions, Store};
+use crate::store::{FormatOptions, Store, StoreOptions};
 use crate::types::BLOCK;
+use crate::volume::Volume;
 
 /// Fewest zones a filesystem works with: anchors, open zones of each class, and room to collect.
 const ZONES_MIN: u64 = 16;
@@ -90,6 +91,7 @@ pub(super) fn run(args: &Args) -> CommandResult {
         force: args.force,
     };
     Store::format(&opened, &options).map_err(|e| device.failure(e))?;
+    make_root(&opened).map_err(|e| device.failure(e))?;
     let shape = *opened.geometry();
     let size = HumanSize(shape.capacity_bytes());
     let zone = HumanSize(shape.zone_capacity_bytes());
@@ -99,6 +101,15 @@ pub(super) fn run(args: &Args) -> CommandResult {
         device.name
     ));
     Ok(Outcome::Fine)
+}
+
+/// The first opening makes the root directory, so that the first mount may be read-only.
+fn make_root(device: &Arc<dyn ZonedDevice>) -> crate::Result<()> {
+    let options = StoreOptions {
+        background: false,
+        ..StoreOptions::default()
+    };
+    Volume::open(Arc::clone(device), &options)?.close()
 }
 
 fn open_image(
@@ -227,7 +238,7 @@ fn default_zone_size(size: u64) -> u64 {
 }
 
 fn check_multiple(option: &str, bytes: u64) -> Result<(), String> {
-    if bytes == 0 || bytes % BLOCK != 0 {
+    if bytes == 0 || !bytes.is_multiple_of(BLOCK) {
         return Err(format!("{option} {bytes} is no multiple of {BLOCK} bytes"));
     }
     Ok(())

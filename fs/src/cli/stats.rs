@@ -25,16 +25,18 @@ pub(super) fn run(args: &Args) -> CommandResult {
     let entry = target::require(&args.mountpoint)?;
     let mut last: Stats = target::ask(&entry, Request::Stats, &mut |_, _| {})?;
     show(args, &last)?;
-    while args.watch {
+    if !args.watch {
+        return Ok(Outcome::Fine);
+    }
+    loop {
         thread::sleep(Duration::from_secs(1));
         if target::find(&args.mountpoint)?.is_none() {
-            break;
+            return Ok(Outcome::Fine);
         }
         let now = target::ask(&entry, Request::Stats, &mut |_, _| {})?;
         show(args, &difference(&last, &now))?;
         last = now;
     }
-    Ok(Outcome::Fine)
 }
 
 fn show(args: &Args, stats: &Stats) -> Result<(), super::Failure> {
