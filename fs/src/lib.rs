@@ -8,6 +8,7 @@ pub mod catalog;
 pub mod cli;
 mod error;
 pub mod format;
+pub mod fsck;
 pub mod fuse;
 pub mod report;
 pub mod size;

@@ -36,6 +36,8 @@ pub struct Info {
     pub uuid: String,
     /// Version of the on-disk format.
     pub version: u32,
+    /// Seconds since 1970 when it was made.
+    pub created: i64,
     /// Bytes per block.
     pub block_size: u32,
     /// Zones of the device.
@@ -48,16 +50,12 @@ pub struct Info {
     pub checkpoint: u64,
     /// Sequence number of the newest chunk.
     pub sequence: u64,
-    /// Address of the catalog's root node.
-    pub root: u64,
     /// Blocks in use.
     pub used: u64,
     /// Blocks in all.
     pub total: u64,
     /// Whether the last mount ended with a checkpoint, so that nothing has to be recovered.
     pub clean: bool,
-    /// How often it has been mounted.
-    pub mounts: u64,
 }
 
 /// Counters since the mount, by group and name.

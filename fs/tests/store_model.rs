@@ -156,6 +156,8 @@ fn run(seed: u64, steps: usize, options: &StoreOptions) {
                 store.sync(store.position()).unwrap();
                 drop(store);
                 store = Store::open(Arc::clone(&device), options).unwrap();
+                let report = store.check(&mut |_, _| {}, &|_, _| {}).unwrap();
+                assert_eq!(report.errors, Vec::<String>::new());
             }
             5 => {
                 let view = store.view();
@@ -178,6 +180,8 @@ fn run(seed: u64, steps: usize, options: &StoreOptions) {
     drop(store);
     let store = Store::open(device, options).unwrap();
     compare(&store.view(), &model);
+    let report = store.check(&mut |_, _| {}, &|_, _| {}).unwrap();
+    assert_eq!(report.errors, Vec::<String>::new());
 }
 
 #[test]

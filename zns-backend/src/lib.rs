@@ -11,6 +11,8 @@
 //! | [`FaultDevice`] | a memory device that fails as planned and remembers what was written |
 
 mod buffer;
+#[cfg(feature = "conformance")]
+pub mod conformance;
 mod device;
 mod error;
 mod fault;

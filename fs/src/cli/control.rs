@@ -17,7 +17,6 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::inspect::{self, Inspect};
 use crate::fuse::mountinfo::DeviceNumber;
 use crate::volume::Volume;
 
@@ -160,10 +159,10 @@ fn send(mut connection: &UnixStream, reply: &Reply) -> io::Result<()> {
 fn carry_out(request: Request, volume: &Volume, progress: &(dyn Fn(u64, u64) + Sync)) -> Reply {
     let store = volume.store();
     let report = match request {
-        Request::Info => store.info().map(serde_json::to_value),
+        Request::Info => Ok(serde_json::to_value(store.info())),
         Request::Stats => Ok(serde_json::to_value(store.stats())),
         Request::Zones => store.zone_table().map(serde_json::to_value),
-        Request::Scrub => Ok(serde_json::to_value(inspect::scrub(volume, progress))),
+        Request::Scrub => Ok(serde_json::to_value(store.scrub(progress))),
         Request::Sync => volume.sync().map(serde_json::to_value),
         Request::Watch => Ok(Ok(Value::Null)),
     };

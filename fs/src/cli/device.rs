@@ -57,12 +57,6 @@ impl Device {
         matches!(self.spec, DeviceSpec::Mem(_))
     }
 
-    /// Opens it.
-    pub(super) fn open(&self, read_only: bool) -> Result<Arc<dyn ZonedDevice>, Failure> {
-        self.check_exists()?;
-        zns_backend::open_device(&self.absolute, read_only).map_err(|e| self.failure(e))
-    }
-
     /// Opens it, and waits a while for its last user to finish.
     pub(super) fn open_waiting(&self, read_only: bool) -> Result<Arc<dyn ZonedDevice>, Failure> {
         self.check_exists()?;

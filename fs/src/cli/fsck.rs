@@ -2,17 +2,21 @@
 
 use super::device::Device;
 use super::output::Bar;
-use super::{CommandResult, Failure, Outcome, inspect, output, target};
+use super::{CommandResult, Failure, Outcome, output, target};
+use crate::fsck;
 use crate::report::FsckReport;
 
 /// Check a filesystem.
 ///
-/// Reads everything and changes nothing. The filesystem must not be mounted. Exits with 0 if it is
+/// Checks the catalog, the log and the namespace and changes nothing. The filesystem must not be mounted. Exits with 0 if it is
 /// sound, 1 if there are errors.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Device to check
     device: String,
+    /// Read and verify every block of every file as well
+    #[arg(long)]
+    data: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -31,7 +35,7 @@ pub(super) fn run(args: &Args) -> CommandResult {
     }
     let opened = device.open_waiting(true)?;
     let bar = Bar::new("checking");
-    let report = inspect::check(opened, &|done, total| bar.show(done, total))
+    let report = fsck::check(opened, args.data, &|done, total| bar.show(done, total))
         .map_err(|e| device.failure(e))?;
     drop(bar);
     if args.json {

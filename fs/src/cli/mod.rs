@@ -9,7 +9,6 @@ mod device;
 mod fsck;
 mod helper;
 mod info;
-mod inspect;
 mod mkfs;
 mod mount;
 mod output;

@@ -112,10 +112,14 @@ fn serve(
     let (mounted, volume) = match start(device, mount_point, options) {
         Ok(started) => started,
         Err(failure) => {
-            if let Some(report) = report {
-                report.failed(&failure.to_string());
-            }
-            return Err(failure);
+            return match report {
+                // The caller says it, and fails; nobody looks at the end of the daemon.
+                Some(report) => {
+                    report.failed(&failure.to_string());
+                    Ok(())
+                }
+                None => Err(failure),
+            };
         }
     };
     let server = Server::start(mounted.device(), &volume)

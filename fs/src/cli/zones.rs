@@ -4,7 +4,6 @@ use std::path::PathBuf;
 
 use super::control::Request;
 use super::device::Device;
-use super::inspect::Inspect;
 use super::{CommandResult, Failure, Outcome, info, output, svg, target};
 use crate::report::ZoneStatus;
 

@@ -10,13 +10,10 @@
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::catalog::Key;
+use crate::catalog::{Key, MAX_VALUE};
 use crate::error::{Error, Result};
 use crate::store::extent::MAX_FILE_SIZE;
 use crate::types::Ino;
-
-/// Largest record value in bytes.
-pub const MAX_VALUE: usize = 960;
 
 /// Bytes of contents, symlink target or attribute value that one fragment holds.
 pub const MAX_FRAGMENT: usize = MAX_VALUE - 1;

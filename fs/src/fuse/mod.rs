@@ -1,7 +1,7 @@
 //! The FUSE adapter: a thin shell that turns requests of the kernel into calls of a [`Volume`].
 //!
 //! Only this module mentions `fuser`. It keeps no state of its own besides the options of the
-//! mount: no inode table, no locks, no caches. What it decides is how the kernel is to cache:
+//! mount and the set of files open for writing: no inode table, no caches. What it decides is how the kernel is to cache:
 //!
 //! - Entries, attributes and the absence of entries are valid for a day: nobody but this mount
 //!   changes the filesystem, and the kernel updates its own caches with its own changes.
@@ -15,6 +15,7 @@
 //! state in memory may be half changed.
 
 mod convert;
+mod dirty;
 pub mod mountinfo;
 mod ops;
 pub mod options;
@@ -24,6 +25,7 @@ mod xattr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender};
 use std::time::Duration;
 
 use fuser::{Errno, FileAttr, FopenFlags, Generation, InitFlags, KernelConfig, ReplyEntry};
@@ -31,7 +33,8 @@ use fuser::{Errno, FileAttr, FopenFlags, Generation, InitFlags, KernelConfig, Re
 use crate::error::{Error, Result};
 use crate::types::Ino;
 use crate::volume::Volume;
-use crate::volume::types::Attributes;
+use crate::volume::types::{Attributes, Seek};
+use dirty::{PendingSeek, Writers};
 use options::MountOptions;
 
 /// Inode numbers are never used twice, so every inode is of the first generation.
@@ -61,24 +64,39 @@ const WANTED: InitFlags = InitFlags::FUSE_ASYNC_READ
 
 /// A volume as the kernel sees it.
 pub struct Adapter {
-    volume: Arc<Volume>,
+    core: Arc<Core>,
     options: MountOptions,
     /// The kernel takes "not implemented" from `opendir` to mean that directories need no handle.
     no_opendir: bool,
+    /// Writes are gathered in the page cache, and the kernel owns size and times of files.
+    writeback: bool,
+    seeks: Sender<PendingSeek>,
+}
+
+/// What the event loops share with the thread of [`dirty`].
+struct Core {
+    volume: Arc<Volume>,
+    writers: Writers,
     /// A request has panicked; changes are refused from then on.
     broken: AtomicBool,
 }
 
 impl Adapter {
-    /// An adapter of `volume`, to be handed to a [`session`].
-    #[must_use]
-    pub fn new(volume: Arc<Volume>, options: MountOptions) -> Adapter {
-        Adapter {
-            volume,
+    /// An adapter of `volume`, and the queue of requests for [`dirty::start`].
+    fn new(volume: Arc<Volume>, options: MountOptions) -> (Adapter, Receiver<PendingSeek>) {
+        let (seeks, pending) = dirty::queue();
+        let adapter = Adapter {
+            core: Arc::new(Core {
+                volume,
+                writers: Writers::default(),
+                broken: AtomicBool::new(false),
+            }),
             options,
             no_opendir: false,
-            broken: AtomicBool::new(false),
-        }
+            writeback: false,
+            seeks,
+        };
+        (adapter, pending)
     }
 
     fn configure(&mut self, config: &mut KernelConfig) {
@@ -88,6 +106,7 @@ impl Adapter {
         if self.options.writeback && !self.options.direct_io {
             wanted |= InitFlags::FUSE_WRITEBACK_CACHE & offered;
         }
+        self.writeback = wanted.contains(InitFlags::FUSE_WRITEBACK_CACHE);
         self.no_opendir = wanted.contains(InitFlags::FUSE_NO_OPENDIR_SUPPORT);
         if let Err(unsupported) = config.add_capabilities(wanted) {
             tracing::warn!(?unsupported, "the kernel withdrew features it had offered");
@@ -108,6 +127,67 @@ impl Adapter {
         tracing::debug!(?offered, ?wanted, abi = ?config.kernel_abi(), "connected to the kernel");
     }
 
+    /// [`Core::change`] of the entries of `parent`, durable on return with `dirsync`.
+    fn change_entries<T>(
+        &self,
+        request: &'static str,
+        parent: Ino,
+        body: impl FnOnce(&Volume) -> Result<T>,
+    ) -> std::result::Result<T, Errno> {
+        self.core.change(request, parent, |volume| {
+            let value = body(volume)?;
+            if self.options.dirsync || self.options.sync {
+                volume.fsync(parent)?;
+            }
+            Ok(value)
+        })
+    }
+
+    /// Answers with an entry, which the kernel holds a reference of from then on.
+    fn reply_entry(&self, reply: ReplyEntry, result: std::result::Result<Attributes, Errno>) {
+        match result {
+            Ok(found) => {
+                self.core.volume.remember(found.ino);
+                reply.entry_with_ttls(
+                    &self.options.attr_timeout,
+                    &self.options.entry_timeout,
+                    &convert::attributes(&found),
+                    GENERATION,
+                );
+            }
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    /// Answers a lookup that found nothing, for the kernel to remember.
+    fn reply_absent(&self, reply: ReplyEntry) {
+        let absent: FileAttr = convert::no_entry();
+        let timeout = self.options.negative_timeout;
+        reply.entry_with_ttls(&Duration::ZERO, &timeout, &absent, GENERATION);
+    }
+
+    /// How a file opened with `flags` of open(2) is cached.
+    ///
+    /// A direct handle needs no alignment, and its writes run in parallel unless they extend the
+    /// file. Under the writeback cache O_DIRECT gets an ordinary handle all the same, whose reads
+    /// and writes the kernel passes by the cache: with FOPEN_DIRECT_IO it would keep showing the
+    /// mtime it owns and never move it (Linux 6.18).
+    fn open_flags(&self, flags: i32) -> FopenFlags {
+        let direct = self.options.direct_io || (flags & libc::O_DIRECT != 0 && !self.writeback);
+        if direct {
+            FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES
+        } else {
+            FopenFlags::FOPEN_KEEP_CACHE
+        }
+    }
+
+    /// Whether a handle opened with `flags` of open(2) can leave dirty pages.
+    fn makes_dirty(&self, flags: i32) -> bool {
+        self.writeback && flags & libc::O_ACCMODE != libc::O_RDONLY
+    }
+}
+
+impl Core {
     /// Runs the body of a request: errors become an errno, damage is logged, a panic becomes EIO.
     fn run<T>(
         &self,
@@ -135,7 +215,7 @@ impl Adapter {
         }
     }
 
-    /// [`Adapter::run`] for requests that change something.
+    /// [`Core::run`] for requests that change something.
     fn change<T>(
         &self,
         request: &'static str,
@@ -148,54 +228,21 @@ impl Adapter {
         self.run(request, ino, body)
     }
 
-    /// [`Adapter::change`] of the entries of `parent`, durable on return with `dirsync`.
-    fn change_entries<T>(
-        &self,
-        request: &'static str,
-        parent: Ino,
-        body: impl FnOnce(&Volume) -> Result<T>,
-    ) -> std::result::Result<T, Errno> {
-        self.change(request, parent, |volume| {
-            let value = body(volume)?;
-            if self.options.dirsync || self.options.sync {
-                volume.fsync(parent)?;
-            }
-            Ok(value)
-        })
-    }
-
-    /// Answers with an entry, which the kernel holds a reference of from then on.
-    fn reply_entry(&self, reply: ReplyEntry, result: std::result::Result<Attributes, Errno>) {
+    /// Answers a seek for data or a hole.
+    fn answer_seek(&self, seek: PendingSeek) {
+        let result = self.run("lseek", seek.ino, |volume| {
+            let whence = match seek.whence {
+                libc::SEEK_DATA => Seek::Data,
+                libc::SEEK_HOLE => Seek::Hole,
+                _ => return Err(Error::Invalid("whence of lseek")),
+            };
+            let from = u64::try_from(seek.offset).map_err(|_| Error::NoOffset)?;
+            let found = volume.seek(seek.ino, from, whence)?;
+            i64::try_from(found).map_err(|_| Error::TooLarge)
+        });
         match result {
-            Ok(found) => {
-                self.volume.remember(found.ino);
-                reply.entry_with_ttls(
-                    &self.options.attr_timeout,
-                    &self.options.entry_timeout,
-                    &convert::attributes(&found),
-                    GENERATION,
-                );
-            }
-            Err(errno) => reply.error(errno),
-        }
-    }
-
-    /// Answers a lookup that found nothing, for the kernel to remember.
-    fn reply_absent(&self, reply: ReplyEntry) {
-        let absent: FileAttr = convert::no_entry();
-        let timeout = self.options.negative_timeout;
-        reply.entry_with_ttls(&Duration::ZERO, &timeout, &absent, GENERATION);
-    }
-
-    /// How a file opened with `flags` of open(2) is cached.
-    ///
-    /// An O_DIRECT handle bypasses the page cache altogether: no alignment is needed, and writes
-    /// that do not extend the file run in parallel.
-    fn open_flags(&self, flags: i32) -> FopenFlags {
-        if self.options.direct_io || flags & libc::O_DIRECT != 0 {
-            FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES
-        } else {
-            FopenFlags::FOPEN_KEEP_CACHE
+            Ok(offset) => seek.reply.offset(offset),
+            Err(errno) => seek.reply.error(errno),
         }
     }
 }

@@ -16,11 +16,12 @@ use fuser::{
     ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
+use super::dirty::PendingSeek;
 use super::{Adapter, GENERATION, convert};
 use crate::error::{Error, Result};
 use crate::types::{BLOCK_SIZE, Ino};
 use crate::volume::Volume;
-use crate::volume::types::{Attributes, Caller, FileKind, Seek, SetAttributes, Time};
+use crate::volume::types::{Attributes, Caller, FileKind, SetAttributes, Time};
 
 /// Longest name of an entry, in bytes.
 const NAME_LEN_MAX: u32 = 255;
@@ -128,7 +129,7 @@ impl Filesystem for Adapter {
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let parent = convert::ino(parent);
-        let result = self.run("lookup", parent, |volume| {
+        let result = self.core.run("lookup", parent, |volume| {
             // "." is asked of files too, when an exported file handle is resolved.
             let found = if name.as_bytes() == b"." {
                 volume.getattr(parent)
@@ -153,7 +154,7 @@ impl Filesystem for Adapter {
 
     fn forget(&self, _: &Request, ino: INodeNo, count: u64) {
         let ino = convert::ino(ino);
-        let _ = self.run("forget", ino, |volume| {
+        let _ = self.core.run("forget", ino, |volume| {
             volume.forget(ino, count);
             Ok(())
         });
@@ -161,7 +162,7 @@ impl Filesystem for Adapter {
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
         let ino = convert::ino(ino);
-        match self.run("getattr", ino, |volume| volume.getattr(ino)) {
+        match self.core.run("getattr", ino, |volume| volume.getattr(ino)) {
             Ok(found) => reply.attr(&self.options.attr_timeout, &convert::attributes(&found)),
             Err(errno) => reply.error(errno),
         }
@@ -198,7 +199,7 @@ impl Filesystem for Adapter {
             kill_privileges: false,
         };
         set.kill_privileges = ends_privileges(&caller, &set);
-        let result = self.change("setattr", ino, |volume| {
+        let result = self.core.change("setattr", ino, |volume| {
             let changed = volume.setattr(&caller, ino, &set)?;
             if self.options.sync {
                 volume.fsync(ino)?;
@@ -213,7 +214,10 @@ impl Filesystem for Adapter {
 
     fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
         let ino = convert::ino(ino);
-        match self.run("readlink", ino, |volume| volume.readlink(ino)) {
+        match self
+            .core
+            .run("readlink", ino, |volume| volume.readlink(ino))
+        {
             Ok(target) => reply.data(&target),
             Err(errno) => reply.error(errno),
         }
@@ -317,12 +321,15 @@ impl Filesystem for Adapter {
         let truncate = flags.0 & libc::O_TRUNC != 0;
         let open = |volume: &Volume| volume.open_handle(&caller, ino, truncate);
         let result = if truncate {
-            self.change("open", ino, open)
+            self.core.change("open", ino, open)
         } else {
-            self.run("open", ino, open)
+            self.core.run("open", ino, open)
         };
         match result {
             Ok(()) => {
+                if self.makes_dirty(flags.0) {
+                    self.core.writers.add(ino);
+                }
                 let cached = self.open_flags(flags.0);
                 reply.opened(handle(cached), cached);
             }
@@ -348,7 +355,10 @@ impl Filesystem for Adapter {
         });
         match result {
             Ok(file) => {
-                self.volume.remember(file.ino);
+                self.core.volume.remember(file.ino);
+                if self.makes_dirty(flags) {
+                    self.core.writers.add(file.ino);
+                }
                 let cached = self.open_flags(flags);
                 let timeout = self.options.attr_timeout.min(self.options.entry_timeout);
                 let attributes = convert::attributes(&file);
@@ -371,7 +381,7 @@ impl Filesystem for Adapter {
     ) {
         let ino = convert::ino(ino);
         READ_BUFFER.with_borrow_mut(|buffer| {
-            let result = self.run("read", ino, |volume| {
+            let result = self.core.run("read", ino, |volume| {
                 volume.read(ino, offset, size as usize, buffer)
             });
             match result {
@@ -401,7 +411,7 @@ impl Filesystem for Adapter {
         // The kernel follows a cached O_SYNC write with an fsync of its own, but no direct one.
         let synchronous = flags.0 & (libc::O_SYNC | libc::O_DSYNC) != 0 || self.options.sync;
         let commit = synchronous && !from_cache && fh.0 & HANDLE_DIRECT != 0;
-        let result = self.change("write", ino, |volume| {
+        let result = self.core.change("write", ino, |volume| {
             volume.write(ino, offset, data, kill, now)?;
             if commit {
                 volume.fsync(ino)?;
@@ -424,13 +434,16 @@ impl Filesystem for Adapter {
         _: &Request,
         ino: INodeNo,
         _: FileHandle,
-        _: OpenFlags,
+        flags: OpenFlags,
         _: Option<LockOwner>,
         _: bool,
         reply: ReplyEmpty,
     ) {
         let ino = convert::ino(ino);
-        let result = self.run("release", ino, |volume| {
+        if self.makes_dirty(flags.0) {
+            self.core.writers.remove(ino);
+        }
+        let result = self.core.run("release", ino, |volume| {
             volume.release(ino);
             Ok(())
         });
@@ -439,7 +452,10 @@ impl Filesystem for Adapter {
 
     fn fsync(&self, _: &Request, ino: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
         let ino = convert::ino(ino);
-        answer(reply, self.run("fsync", ino, |volume| volume.fsync(ino)));
+        answer(
+            reply,
+            self.core.run("fsync", ino, |volume| volume.fsync(ino)),
+        );
     }
 
     fn opendir(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
@@ -460,7 +476,7 @@ impl Filesystem for Adapter {
         mut reply: ReplyDirectory,
     ) {
         let dir = convert::ino(dir);
-        let result = self.run("readdir", dir, |volume| {
+        let result = self.core.run("readdir", dir, |volume| {
             volume.readdir(dir, cookie, &mut |entry| {
                 let ino = INodeNo(entry.ino.0);
                 let kind = convert::file_type(entry.kind);
@@ -487,7 +503,7 @@ impl Filesystem for Adapter {
     ) {
         let dir = convert::ino(dir);
         let timeout = self.options.attr_timeout.min(self.options.entry_timeout);
-        let result = self.run("readdirplus", dir, |volume| {
+        let result = self.core.run("readdirplus", dir, |volume| {
             let mut next = Some(cookie);
             while let Some(cookie) = next {
                 let (entries, last) = list_with_attributes(volume, dir, cookie)?;
@@ -519,11 +535,17 @@ impl Filesystem for Adapter {
 
     fn fsyncdir(&self, _: &Request, dir: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
         let dir = convert::ino(dir);
-        answer(reply, self.run("fsyncdir", dir, |volume| volume.fsync(dir)));
+        answer(
+            reply,
+            self.core.run("fsyncdir", dir, |volume| volume.fsync(dir)),
+        );
     }
 
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
-        match self.run("statfs", Ino::ROOT, |volume| Ok(volume.statfs())) {
+        match self
+            .core
+            .run("statfs", Ino::ROOT, |volume| Ok(volume.statfs()))
+        {
             Ok(s) => reply.statfs(
                 s.blocks,
                 s.blocks_free,
@@ -611,7 +633,7 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let (ino, caller) = (convert::ino(ino), convert::caller(request, 0));
-        let result = self.change("fallocate", ino, |volume| {
+        let result = self.core.change("fallocate", ino, |volume| {
             volume.fallocate(&caller, ino, offset, len, mode)
         });
         answer(reply, result);
@@ -626,20 +648,16 @@ impl Filesystem for Adapter {
         whence: i32,
         reply: ReplyLseek,
     ) {
-        let ino = convert::ino(ino);
-        let result = self.run("lseek", ino, |volume| {
-            let whence = match whence {
-                libc::SEEK_DATA => Seek::Data,
-                libc::SEEK_HOLE => Seek::Hole,
-                _ => return Err(Error::Invalid("whence of lseek")),
-            };
-            let from = u64::try_from(offset).map_err(|_| Error::NoOffset)?;
-            let found = volume.seek(ino, from, whence)?;
-            i64::try_from(found).map_err(|_| Error::TooLarge)
-        });
-        match result {
-            Ok(offset) => reply.offset(offset),
-            Err(errno) => reply.error(errno),
+        let seek = PendingSeek {
+            ino: convert::ino(ino),
+            offset,
+            whence,
+            reply,
+        };
+        if !self.core.writers.contains(seek.ino) {
+            self.core.answer_seek(seek);
+        } else if let Err(unsent) = self.seeks.send(seek) {
+            self.core.answer_seek(unsent.0);
         }
     }
 
@@ -658,7 +676,7 @@ impl Filesystem for Adapter {
     ) {
         let (from, to) = (convert::ino(from), convert::ino(to));
         let len = len.min(COPY_LEN_MAX);
-        let result = self.change("copy_file_range", to, |volume| {
+        let result = self.core.change("copy_file_range", to, |volume| {
             volume.copy_range(from, from_offset, to, to_offset, len)
         });
         match result {

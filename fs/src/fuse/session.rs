@@ -9,7 +9,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use fuser::{Config, Session, SessionACL};
@@ -17,9 +17,9 @@ use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::{SigSet, Signal};
 
-use super::Adapter;
 use super::mountinfo::{self, DeviceNumber, FSTYPE};
 use super::options::MountOptions;
+use super::{Adapter, dirty};
 use crate::volume::Volume;
 
 /// How long requests in flight may take when a busy mount is detached.
@@ -52,6 +52,8 @@ pub enum MountError {
 /// A mount whose event loops have not been started yet.
 pub struct Mounted {
     session: Session<Adapter>,
+    /// The thread of [`dirty`].
+    write_back: JoinHandle<()>,
     device: DeviceNumber,
 }
 
@@ -114,12 +116,12 @@ pub fn mount_volume(
         Some(data.as_str()),
     )
     .map_err(|e| refused(e.into()))?;
-    let adapter = Adapter::new(volume, options.clone());
-    let connected = connect(adapter, fuse.into(), options).and_then(|session| {
+    let connected = connect(volume, fuse.into(), options).and_then(|(session, write_back)| {
         let entry = mountinfo::find(mount_point)?;
         let entry = entry.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
         Ok(Mounted {
             session,
+            write_back,
             device: entry.device,
         })
     });
@@ -137,14 +139,18 @@ pub fn mount_volume(
 }
 
 fn connect(
-    adapter: Adapter,
+    volume: Arc<Volume>,
     fuse: OwnedFd,
     options: &MountOptions,
-) -> io::Result<Session<Adapter>> {
+) -> io::Result<(Session<Adapter>, JoinHandle<()>)> {
     let mut config = Config::default();
     config.n_threads = Some(options.threads.unwrap_or_else(default_threads));
     config.clone_fd = true;
-    Session::from_fd(adapter, fuse, SessionACL::All, config)
+    let (adapter, seeks) = Adapter::new(volume, options.clone());
+    let core = Arc::clone(&adapter.core);
+    let session = Session::from_fd(adapter, fuse, SessionACL::All, config)?;
+    let write_back = dirty::start(core, seeks, session.notifier())?;
+    Ok((session, write_back))
 }
 
 /// One event loop per processor, within reason: fewer than two would let one slow request stop
@@ -251,9 +257,10 @@ impl Mounted {
                 thread::park();
             }
         }
-        loops
-            .join()
-            .map_err(|_| io::Error::other("an event loop failed"))?
+        let failed = |_| io::Error::other("an event loop failed");
+        let result = loops.join().map_err(failed)?;
+        self.write_back.join().map_err(failed)?;
+        result
     }
 }
 

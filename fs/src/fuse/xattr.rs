@@ -22,7 +22,7 @@ impl Adapter {
     ) -> Result<(), Errno> {
         let (ino, caller) = (convert::ino(ino), convert::caller(request, 0));
         let name = name.as_bytes();
-        self.change("setxattr", ino, |volume| {
+        self.core.change("setxattr", ino, |volume| {
             // posix_acl(5) by way of chmod(2): whoever is neither in the file's group nor
             // privileged loses the bit. The kernel's own verdict travels in the extended request
             // (FUSE_SETXATTR_EXT), which fuser does not read.
@@ -42,7 +42,7 @@ impl Adapter {
 
     pub(super) fn get_xattr(&self, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
         let ino = convert::ino(ino);
-        let value = self.run("getxattr", ino, |volume| {
+        let value = self.core.run("getxattr", ino, |volume| {
             volume.getxattr(ino, name.as_bytes())
         });
         answer_sized(reply, size, value);
@@ -50,7 +50,9 @@ impl Adapter {
 
     pub(super) fn list_xattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
         let (ino, caller) = (convert::ino(ino), convert::caller(request, 0));
-        let names = self.run("listxattr", ino, |volume| volume.listxattr(&caller, ino));
+        let names = self
+            .core
+            .run("listxattr", ino, |volume| volume.listxattr(&caller, ino));
         answer_sized(reply, size, names);
     }
 
@@ -61,7 +63,7 @@ impl Adapter {
         name: &OsStr,
     ) -> Result<(), Errno> {
         let (ino, caller) = (convert::ino(ino), convert::caller(request, 0));
-        self.change("removexattr", ino, |volume| {
+        self.core.change("removexattr", ino, |volume| {
             volume.removexattr(&caller, ino, name.as_bytes())?;
             if self.options.sync {
                 volume.fsync(ino)?;

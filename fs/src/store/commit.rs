@@ -42,7 +42,7 @@ impl Store {
     /// # Errors
     /// Device errors, after which the store is read-only.
     pub fn sync(&self, position: Sequence) -> Result<()> {
-        Counters::add(&self.counters.commit_waiters, 1);
+        Counters::add(&self.counters.sync_calls, 1);
         let mut state = self.commits.state.lock();
         loop {
             if state.durable > position.0 {

@@ -21,6 +21,7 @@
 mod anchor;
 mod background;
 mod blocks;
+mod check;
 mod checkpoint;
 mod collector;
 mod commit;
@@ -188,7 +189,7 @@ struct Limits {
 struct Counters {
     transactions: AtomicU64,
     commits: AtomicU64,
-    commit_waiters: AtomicU64,
+    sync_calls: AtomicU64,
     chunks: AtomicU64,
     chunk_blocks: AtomicU64,
     data_blocks: AtomicU64,
@@ -229,6 +230,8 @@ pub struct Store {
     /// Why the store takes no more changes.
     latched: Mutex<Option<String>>,
     read_only: AtomicBool,
+    /// The last unmount was clean and nothing has been logged behind it.
+    opened_clean: bool,
     counters: Counters,
 }
 

@@ -138,7 +138,8 @@ impl Store {
             log_blocks: 0,
             ghosts: Vec::new(),
         };
-        let store = Store::assemble(
+        let clean = checkpoint.clean && log.newest == 0;
+        let mut store = Store::assemble(
             device,
             superblock,
             options,
@@ -147,6 +148,7 @@ impl Store {
             anchors,
             checkpoint.next_ino,
         )?;
+        store.opened_clean = clean;
         store.recover(log)?;
         let store = Arc::new(store);
         if options.background && !options.read_only {
@@ -185,6 +187,7 @@ impl Store {
             next_ino: AtomicU64::new(next_ino),
             latched: Mutex::new(None),
             read_only: AtomicBool::new(options.read_only),
+            opened_clean: false,
             counters: Counters::default(),
         };
         store.publish_pressure(&store.head.read());

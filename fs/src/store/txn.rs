@@ -25,6 +25,8 @@ pub struct Txn<'a> {
     head: Option<RwLockWriteGuard<'a, Head>>,
     ops: Vec<Op>,
     undo: Vec<(Key, Option<Vec<u8>>)>,
+    /// Sequence number of the open chunk when the transaction began.
+    first_chunk: u64,
 }
 
 impl Store {
@@ -47,6 +49,7 @@ impl Store {
         self.check_writable()?;
         Ok(Txn {
             store: self,
+            first_chunk: head.next_sequence,
             head: Some(head),
             ops: Vec::new(),
             undo: Vec::new(),
@@ -212,7 +215,6 @@ impl Txn<'_> {
     /// `NoSpace`, device errors; then nothing has happened.
     pub fn commit(mut self) -> Result<Sequence> {
         let store = self.store;
-        let sealed_before = self.head().next_sequence;
         if !self.ops.is_empty() {
             let ops = std::mem::take(&mut self.ops);
             let next_ino = store.next_ino();
@@ -229,13 +231,18 @@ impl Txn<'_> {
         }
         self.undo.clear();
         let position = self.head().position();
-        let sealed = self.head().next_sequence != sealed_before;
-        self.head = None;
-        if sealed {
-            store.writer.kick();
-        }
+        self.let_go();
         store.background.note_commit();
         Ok(position)
+    }
+
+    /// Releases the head and starts the writes of the chunks that filled up.
+    fn let_go(&mut self) {
+        let sealed = self.head().next_sequence != self.first_chunk;
+        self.head = None;
+        if sealed {
+            self.store.writer.kick();
+        }
     }
 
     /// Takes all changes back, newest first. Every node it needs is in memory, since the change

@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 
 use parking_lot::Mutex;
 
-use super::{Records, Store, Value};
+use super::{Head, Records, Store, Value};
 use crate::catalog::{Key, NodeCache, Tree};
 use crate::error::Result;
 use crate::types::Ino;
@@ -55,7 +55,11 @@ impl Store {
     /// The newest version of everything.
     #[must_use]
     pub fn view(&self) -> View<'_> {
-        let head = self.head.read();
+        self.view_of(&self.head.read())
+    }
+
+    /// The version in `head`, for a caller that has it.
+    pub(super) fn view_of(&self, head: &Head) -> View<'_> {
         self.pins.add(head.version);
         View {
             store: self,

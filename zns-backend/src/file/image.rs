@@ -9,6 +9,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use super::format::{HEADER_BYTES, Header, Layout, TABLE_OFFSET, Word, ZONE_ENTRY_BYTES};
 use super::table::{decode_table, empty_table};
@@ -160,16 +161,27 @@ fn check_regular(file: &File, path: &Path) -> Result<()> {
     Ok(())
 }
 
+/// How long a lock is waited for: the host lets go of it a moment after its holder was killed, when
+/// the last request of the holder is done.
+const LOCK_WAIT: Duration = Duration::from_millis(500);
+
 fn lock(file: &File, path: &Path, kind: libc::c_int) -> Result<()> {
-    // SAFETY: a plain call on an open descriptor.
-    if unsafe { libc::flock(file.as_raw_fd(), kind | libc::LOCK_NB) } == 0 {
-        return Ok(());
+    let deadline = Instant::now() + LOCK_WAIT;
+    loop {
+        // SAFETY: a plain call on an open descriptor.
+        if unsafe { libc::flock(file.as_raw_fd(), kind | libc::LOCK_NB) } == 0 {
+            return Ok(());
+        }
+        let source = io::Error::last_os_error();
+        match source.kind() {
+            io::ErrorKind::WouldBlock if Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            io::ErrorKind::WouldBlock => return Err(Error::Busy(path.display().to_string())),
+            io::ErrorKind::Interrupted => {}
+            _ => return Err(Error::io(format!("locking {}", path.display()), source)),
+        }
     }
-    let source = io::Error::last_os_error();
-    if source.kind() == io::ErrorKind::WouldBlock {
-        return Err(Error::Busy(path.display().to_string()));
-    }
-    Err(Error::io(format!("locking {}", path.display()), source))
 }
 
 /// The identity of this boot of the host.

@@ -156,12 +156,12 @@ impl ZoneSink for MappedTable {
             // Nothing waits for this to be durable: an older bound shows zeroes or new data.
             bounds.zones[id.0 as usize] = zone;
             self.store(Word::Bound, id, zone);
-        } else if zone.write_pointer > bound.write_pointer
-            || (zone.state != bound.state && is_final(zone.state))
-        {
-            if !std::mem::replace(&mut bounds.lags[id.0 as usize], true) {
-                bounds.lagging.push(id);
-            }
+            return;
+        }
+        let outgrown = zone.write_pointer > bound.write_pointer
+            || (zone.state != bound.state && is_final(zone.state));
+        if outgrown && !std::mem::replace(&mut bounds.lags[id.0 as usize], true) {
+            bounds.lagging.push(id);
         }
     }
 }

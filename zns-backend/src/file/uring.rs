@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use io_uring::squeue::Entry;
 use io_uring::{IoUring, opcode, types};
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::{FileDevice, FlushKind, Inner};
 use crate::buffer::DmaBuffer;
@@ -63,7 +63,32 @@ struct UringQueue {
     /// Held while completions are taken and while waiting for one; holds those taken already.
     completion: Mutex<VecDeque<Completion>>,
     slots: Mutex<Slots>,
+    /// Belongs to `slots`: some became free, or the completion lock did.
+    freed: Condvar,
     device: FileDevice,
+}
+
+/// The holder of the completion lock. Letting go of it wakes submitters that found no slot, so that
+/// one of them can take completions in turn.
+struct Taker<'a> {
+    queue: &'a UringQueue,
+    ready: Option<MutexGuard<'a, VecDeque<Completion>>>,
+}
+
+impl Taker<'_> {
+    fn ready(&mut self) -> &mut VecDeque<Completion> {
+        self.ready.as_mut().expect("held until dropped")
+    }
+}
+
+impl Drop for Taker<'_> {
+    fn drop(&mut self) {
+        if let Some(ready) = self.ready.take() {
+            MutexGuard::unlock_fair(ready);
+        }
+        let _slots = self.queue.slots.lock();
+        self.queue.freed.notify_all();
+    }
 }
 
 struct Slots {
@@ -115,6 +140,7 @@ impl UringQueue {
             submission: Mutex::new(()),
             completion: Mutex::new(VecDeque::new()),
             slots: Mutex::new(slots),
+            freed: Condvar::new(),
             device: device.clone(),
         })
     }
@@ -261,21 +287,32 @@ impl UringQueue {
     }
 
     /// A free slot, waiting for a completion if there is none.
+    ///
+    /// Never blocks on the completion lock: its holder may sleep until something is submitted.
     fn take_slot(&self) -> Result<u32> {
+        let mut slots = self.slots.lock();
         loop {
-            if let Some(slot) = self.slots.lock().free.pop() {
+            if let Some(slot) = slots.free.pop() {
                 return Ok(slot);
             }
-            let mut ready = self.completion.lock();
-            // Whoever had the lock before may have freed one.
+            let Some(ready) = self.completion.try_lock() else {
+                // Whoever takes completions frees slots, and says so here when it stops.
+                self.freed.wait(&mut slots);
+                continue;
+            };
+            drop(slots);
+            let mut taker = Taker {
+                queue: self,
+                ready: Some(ready),
+            };
+            self.reap(taker.ready())?;
+            // All slots are taken, so a completion is there or on its way.
             if self.slots.lock().free.is_empty() {
-                self.reap(&mut ready)?;
-                if self.slots.lock().free.is_empty() {
-                    self.sleep()?;
-                    self.reap(&mut ready)?;
-                }
+                self.sleep()?;
+                self.reap(taker.ready())?;
             }
-            MutexGuard::unlock_fair(ready);
+            drop(taker);
+            slots = self.slots.lock();
         }
     }
 
@@ -310,6 +347,7 @@ impl UringQueue {
                 Err(completion) => {
                     ready.push_back(completion);
                     self.slots.lock().free.push(slot);
+                    self.freed.notify_one();
                 }
             }
         }
@@ -393,21 +431,24 @@ impl DeviceQueue for UringQueue {
     fn wait(&self, min: usize, out: &mut Vec<Completion>) -> Result<()> {
         let mut taken = 0;
         loop {
-            // Somebody asleep in there takes what arrives; with nothing asked for, that is that.
-            let lock = if min == 0 {
-                self.completion.try_lock()
-            } else {
-                Some(self.completion.lock())
+            let lock = match min {
+                // Somebody asleep in there takes what arrives; with nothing asked for, that is that.
+                0 => self.completion.try_lock(),
+                _ => Some(self.completion.lock()),
             };
-            let Some(mut ready) = lock else { return Ok(()) };
-            self.reap(&mut ready)?;
-            if ready.is_empty() && taken < min {
+            let Some(ready) = lock else { return Ok(()) };
+            let mut taker = Taker {
+                queue: self,
+                ready: Some(ready),
+            };
+            self.reap(taker.ready())?;
+            if taker.ready().is_empty() && taken < min {
                 self.sleep()?;
-                self.reap(&mut ready)?;
+                self.reap(taker.ready())?;
             }
-            taken += ready.len();
-            out.extend(ready.drain(..));
-            MutexGuard::unlock_fair(ready);
+            taken += taker.ready().len();
+            out.extend(taker.ready().drain(..));
+            drop(taker);
             if taken >= min {
                 return Ok(());
             }
