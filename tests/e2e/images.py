@@ -1,5 +1,6 @@
 """Images: full devices, crashes of the daemon, unmounting, the mount helper, bad input."""
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -159,7 +160,8 @@ def orphans_of_a_killed_daemon_are_reclaimed(bench):
     os.unlink(root / "f")
     os.sync()
     image.kill()
-    os.close(fd)
+    with contextlib.suppress(OSError):
+        os.close(fd)
     root = image.mount()
     assert os.listdir(root) == []
     assert eventually(lambda: before - os.statvfs(root).f_bfree < (8 << 20) // 4096), os.statvfs(root)
@@ -336,6 +338,7 @@ def flipped_bits_are_never_wrong_data(bench):
     for _ in range(25):
         flipped = bench.new_image("128M")
         run("cp", "--sparse=always", image.path, flipped.path)
+        flips = []
         with open(flipped.path, "r+b") as out:
             for _ in range(chance.choice([1, 1, 1, 5])):
                 start, end = chance.choice(extents)
@@ -344,7 +347,11 @@ def flipped_bits_are_never_wrong_data(bench):
                 byte = out.read(1)[0]
                 out.seek(at)
                 out.write(bytes([byte ^ (1 << chance.randrange(8))]))
-        check_damaged(flipped, data)
+                flips.append(at)
+        try:
+            check_damaged(flipped, data)
+        except AssertionError as error:
+            raise AssertionError(f"with flips at bytes {flips}: {error}") from None
         flipped.dispose()
 
 

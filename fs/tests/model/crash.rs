@@ -21,7 +21,7 @@ use crate::reference::driver::{Pair, Trouble, store_options};
 use crate::reference::minimise::{self, Failure, setting};
 use crate::reference::ops::{Generator, Mix, Op};
 
-fn faulty(mib: u32) -> FaultDevice {
+pub(crate) fn faulty(mib: u32) -> FaultDevice {
     let memory = MemDevice::new(geometry(mib)).expect("the geometry is possible");
     FaultDevice::new(memory).expect("a fresh device can be read")
 }
@@ -231,7 +231,7 @@ fn cut_at(seed: u64, recording: &Recording, completed: usize) {
 }
 
 /// Many small changes with syncs among them, and all kinds of upkeep.
-const CRASH_MIX: Mix = Mix {
+pub(crate) const CRASH_MIX: Mix = Mix {
     write_max: 60_000,
     large_every: 10,
     sparse: true,

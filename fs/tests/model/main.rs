@@ -6,4 +6,5 @@
 
 mod agree;
 mod crash;
+mod faults;
 mod reference;
