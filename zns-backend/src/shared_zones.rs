@@ -177,7 +177,7 @@ impl<S: ZoneSink> SharedZones<S> {
 /// # Errors
 /// [`Error::BadLength`] if it is empty or ends within a block.
 pub(crate) fn blocks_in(geometry: &Geometry, len: usize) -> Result<u64> {
-    if len == 0 || len % geometry.block_bytes() != 0 {
+    if len == 0 || !len.is_multiple_of(geometry.block_bytes()) {
         return Err(Error::BadLength(len));
     }
     Ok((len / geometry.block_bytes()) as u64)

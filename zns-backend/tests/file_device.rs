@@ -311,7 +311,7 @@ fn child_that_is_killed() {
                 .expect("write");
             acknowledged += 1;
             pipe.write_all(&acknowledged.to_le_bytes()).expect("report");
-            if acknowledged % 7 == 0 {
+            if acknowledged.is_multiple_of(7) {
                 device.flush().expect("flush");
             }
         }

@@ -23,6 +23,7 @@ struct Snapshot {
     reserved: u64,
     zones: Vec<ZoneRecord>,
     log_blocks: u64,
+    relocations: u64,
 }
 
 impl Store {
@@ -46,6 +47,10 @@ impl Store {
         for _ in 0..ATTEMPTS {
             let snapshot = self.take_snapshot();
             self.latch("checkpoint", self.write_before(snapshot.next_sequence))?;
+            if self.head.read().relocations != snapshot.relocations {
+                // The copy still has addresses at which nothing was written.
+                continue;
+            }
             let mut nodes = NodeWriter {
                 store: self,
                 open: None,
@@ -80,6 +85,7 @@ impl Store {
             reserved: head.reserved,
             zones: head.zones.records(),
             log_blocks: head.log_blocks,
+            relocations: head.relocations,
         }
     }
 
@@ -213,7 +219,7 @@ impl Store {
                 .advance(sealed.zone, sealed.blocks, sequence, version)
         };
         if finish {
-            self.finish_zone(sealed.zone);
+            self.writer.finish_zone(sealed.zone);
         }
         Ok(())
     }

@@ -18,6 +18,8 @@ use crate::types::{BLOCK_SIZE, Ino, Lba, ZoneId};
 
 /// Victims collected under one checkpoint at most.
 const BATCH_MAX: usize = 8;
+/// Times the copies of a victim are made if a zone does not take them.
+const ATTEMPTS: usize = 4;
 /// Moved runs mapped in one transaction.
 const MOVES_PER_TRANSACTION: usize = 64;
 
@@ -140,8 +142,19 @@ impl Store {
         Ok(zones.len())
     }
 
-    /// Moves everything live out of a zone.
+    /// Moves everything live out of a zone. If a zone does not take the copies, which retires it,
+    /// they are made again in another; nothing was mapped to them yet.
     fn empty_zone(&self, zone: ZoneId) -> Result<()> {
+        for _ in 1..ATTEMPTS {
+            match self.try_empty_zone(zone) {
+                Err(Error::Device(error)) => tracing::error!("collecting zone {zone}: {error}"),
+                outcome => return outcome,
+            }
+        }
+        self.try_empty_zone(zone)
+    }
+
+    fn try_empty_zone(&self, zone: ZoneId) -> Result<()> {
         let start = self.device.geometry().zone_start(zone);
         let end = self.head.read().zones.get(zone).pointer;
         let mut relocation = Relocation {
@@ -163,7 +176,7 @@ impl Store {
                     "zone {zone}: the chunk header at LBA {} is damaged; what is live behind it stays",
                     start.plus(at)
                 );
-                self.head.write().zones.get_mut(zone).usage = ZoneUse::Retired;
+                self.head.write().zones.retire(zone);
                 break;
             };
             at += chunk.info.blocks;

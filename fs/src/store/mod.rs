@@ -158,6 +158,8 @@ struct Head {
     /// Old addresses of chunks that were rewritten elsewhere, with the version from which on
     /// nobody refers to them.
     ghosts: Vec<(u64, Lba)>,
+    /// Chunks that were rewritten elsewhere since the store was opened.
+    relocations: u64,
 }
 
 /// What a checkpoint contains.
@@ -309,6 +311,13 @@ impl Head {
         self.zones.live_total() + self.reserved + self.tree.dirty_nodes() as u64
     }
 
+    /// Blocks that can be in use: those of retired zones are lost.
+    fn usable(&self, limits: &Limits) -> u64 {
+        limits
+            .usable_blocks
+            .saturating_sub(self.zones.retired_blocks())
+    }
+
     /// Accounts for the nodes the tree has let go of. They stay readable to older versions.
     fn settle_retired(&mut self) -> Result<()> {
         let version = self.version;
@@ -358,9 +367,10 @@ impl Store {
     /// Space in use and in all.
     #[must_use]
     pub fn space(&self) -> Space {
+        let head = self.head.read();
         Space {
-            total: self.limits.usable_blocks,
-            used: self.head.read().used(),
+            total: head.usable(&self.limits),
+            used: head.used(),
         }
     }
 
@@ -424,7 +434,7 @@ impl Store {
                 if let Some(unfit) = head.open.take() {
                     // Too little is left in this zone, or the transaction is larger than any chunk.
                     head.zones.seal(unfit.zone, head.version);
-                    self.finish_zone(unfit.zone);
+                    self.writer.finish_zone(unfit.zone);
                 }
                 attempts += 1;
                 if attempts > self.limits.stripes + 2 {
@@ -479,33 +489,31 @@ impl Store {
     /// Seals the open chunk, if there is anything in it, and hands it to the writer.
     fn seal_open(&self, head: &mut Head) {
         if head.open.as_ref().is_some_and(|chunk| !chunk.is_empty())
-            && let Some(sealed) = self.seal_unqueued(head)
+            && let Some((sealed, used_up)) = self.seal_unqueued(head)
         {
+            let zone = sealed.zone;
             self.writer.enqueue(sealed);
+            if used_up {
+                self.writer.finish_zone(zone);
+            }
             self.publish_open_range(None);
         }
     }
 
-    /// Seals the open chunk. The caller gives it to the writer before it lets go of the head.
-    fn seal_unqueued(&self, head: &mut Head) -> Option<Arc<Sealed>> {
+    /// Seals the open chunk; says too whether its zone is now used up with blocks left over. The
+    /// caller gives it to the writer before it lets go of the head.
+    fn seal_unqueued(&self, head: &mut Head) -> Option<(Arc<Sealed>, bool)> {
         let chunk = head.open.take()?;
         let sequence = head.next_sequence;
         head.next_sequence += 1;
-        let mut sealed = chunk.seal(&self.superblock.fsid, sequence);
-        sealed.finish_zone = head
+        let sealed = chunk.seal(&self.superblock.fsid, sequence);
+        let used_up = head
             .zones
             .advance(sealed.zone, sealed.blocks, sequence, head.version);
         head.log_blocks += sealed.blocks;
         Counters::add(&self.counters.chunks, 1);
         Counters::add(&self.counters.chunk_blocks, sealed.blocks);
-        Some(Arc::new(sealed))
-    }
-
-    /// Tells the device that nothing more goes into a zone.
-    fn finish_zone(&self, zone: ZoneId) {
-        if let Err(error) = self.device.finish(zone) {
-            tracing::warn!("finishing zone {zone}: {error}");
-        }
+        Some((Arc::new(sealed), used_up))
     }
 }
 

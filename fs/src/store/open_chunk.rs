@@ -29,8 +29,6 @@ pub(super) struct Sealed {
     pub(super) blocks: u64,
     pub(super) payload: Vec<Payload>,
     pub(super) buffer: Arc<DmaBuffer>,
-    /// The zone is used up with blocks left over.
-    pub(super) finish_zone: bool,
 }
 
 impl OpenChunk {
@@ -166,7 +164,6 @@ impl OpenChunk {
             blocks,
             payload: self.runs,
             buffer: Arc::new(self.buffer),
-            finish_zone: false,
         }
     }
 }

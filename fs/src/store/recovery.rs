@@ -21,7 +21,7 @@ use super::scan::{FoundChunk, read_chunk};
 use super::txn::account;
 use super::view::Pins;
 use super::writer::Writer;
-use super::zones::{ANCHORS, ZoneTable};
+use super::zones::{ANCHORS, CHUNK_MIN, ZoneTable};
 use super::{
     Background, Counters, DeviceNodes, FormatOptions, Head, Limits, Mark, Store, StoreOptions,
 };
@@ -73,7 +73,7 @@ impl Store {
             match info.state {
                 ZoneState::Empty => {}
                 ZoneState::ReadOnly | ZoneState::Offline if info.zone.0 >= ANCHORS => {
-                    zones.get_mut(info.zone).usage = ZoneUse::Retired;
+                    zones.retire(info.zone);
                 }
                 _ => device.reset(info.zone)?,
             }
@@ -90,6 +90,7 @@ impl Store {
             durable: Mark::default(),
             log_blocks: 0,
             ghosts: Vec::new(),
+            relocations: 0,
         };
         let anchors = Anchors::format(Arc::clone(device), superblock)?;
         let store = Store::assemble(
@@ -137,6 +138,7 @@ impl Store {
             durable: mark,
             log_blocks: 0,
             ghosts: Vec::new(),
+            relocations: 0,
         };
         let clean = checkpoint.clean && log.newest == 0;
         let mut store = Store::assemble(
@@ -300,7 +302,7 @@ impl Store {
                 state,
                 Some(ZoneState::ImplicitlyOpen | ZoneState::ExplicitlyOpen | ZoneState::Closed)
             ) {
-                self.finish_zone(zone);
+                self.writer.finish_zone(zone);
             }
         }
         Ok(())
@@ -347,7 +349,7 @@ fn find_log(
                     zone.live
                 );
             }
-            zones.get_mut(info.zone).usage = ZoneUse::Retired;
+            zones.retire(info.zone);
             continue;
         }
         // An emptied zone may have been reset, and used again, since the checkpoint.
@@ -355,7 +357,9 @@ fn find_log(
             ZoneUse::Free => 0,
             ZoneUse::Open(_) => zone.pointer,
             ZoneUse::Sealed(_) if zone.live == 0 => 0,
-            ZoneUse::Sealed(_) | ZoneUse::Retired | ZoneUse::Anchor => {
+            // The write that retired a zone may have left nothing behind.
+            ZoneUse::Retired | ZoneUse::Anchor => continue,
+            ZoneUse::Sealed(_) => {
                 if info.write_pointer < zone.pointer {
                     return Err(lost_data(&info, zone.pointer));
                 }
@@ -377,7 +381,7 @@ fn find_log(
     }
     for (origin, _, _) in &log.moved {
         let zone = zones.of(*origin);
-        zones.get_mut(zone).usage = ZoneUse::Retired;
+        zones.retire(zone);
     }
     zones.rebuild_free();
     Ok(log)
@@ -431,9 +435,10 @@ fn scan_zone(
         // As the checkpoint knows it: used up and waiting for its reset.
     } else {
         let class = class.unwrap_or(Class::Hot);
-        let torn = at < end || info.state == ZoneState::Full;
-        log.unsettled |= torn || at > from;
-        zone.usage = if torn {
+        let used_up = info.state == ZoneState::Full || end + CHUNK_MIN > info.capacity;
+        let sealed = at < end || used_up;
+        log.unsettled |= sealed || at > from;
+        zone.usage = if sealed {
             ZoneUse::Sealed(class)
         } else {
             ZoneUse::Open(class)

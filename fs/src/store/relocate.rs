@@ -26,7 +26,7 @@ impl Store {
     /// Takes a zone out of use for good.
     pub(super) fn retire_zone(&self, head: &mut Head, zone: ZoneId) {
         tracing::error!("zone {zone} is retired after a failed write");
-        head.zones.get_mut(zone).usage = ZoneUse::Retired;
+        head.zones.retire(zone);
         if head.last_zone == Some(zone) {
             head.last_zone = None;
         }
@@ -53,7 +53,7 @@ impl Store {
             if head.open.as_ref().is_some_and(OpenChunk::is_empty) {
                 head.open = None;
                 self.publish_open_range(None);
-            } else if let Some(sealed) = self.seal_unqueued(&mut head) {
+            } else if let Some((sealed, _)) = self.seal_unqueued(&mut head) {
                 self.writer.enqueue_failed(&sealed);
                 self.relocate(&mut head, &sealed)?;
             }
@@ -82,10 +82,11 @@ impl Store {
             .zones
             .advance(zone, sealed.blocks, sealed.sequence, head.version)
         {
-            self.finish_zone(zone);
+            self.writer.finish_zone(zone);
         }
         self.translate_extents(head, sealed, lba)?;
         head.version += 1;
+        head.relocations += 1;
         head.settle_retired()?;
         head.ghosts.push((head.version, sealed.lba));
         Counters::add(&self.counters.writes_relocated, 1);

@@ -94,7 +94,7 @@ impl Store {
                     ("live_blocks", head.zones.live_total()),
                     ("reserved_blocks", head.reserved),
                     ("used_blocks", head.used()),
-                    ("usable_blocks", self.limits.usable_blocks),
+                    ("usable_blocks", head.usable(&self.limits)),
                 ],
             ),
             (

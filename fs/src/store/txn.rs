@@ -165,7 +165,7 @@ impl Txn<'_> {
     /// # Errors
     /// `NoSpace`.
     pub fn claim_space(&mut self, blocks: u64) -> Result<()> {
-        if blocks > 0 && self.head().used() + blocks > self.store.limits.usable_blocks {
+        if blocks > 0 && self.head().used() + blocks > self.head().usable(&self.store.limits) {
             return Err(Error::NoSpace);
         }
         Ok(())

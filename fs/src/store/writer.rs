@@ -30,6 +30,8 @@ const STOP: u64 = u64::MAX;
 struct Lane {
     busy: bool,
     waiting: VecDeque<Arc<Sealed>>,
+    /// Nothing more will come: the device is to finish the zone when all is written.
+    finish: bool,
 }
 
 #[derive(Default)]
@@ -108,6 +110,24 @@ impl Writer {
             .or_default()
             .waiting
             .push_back(sealed);
+    }
+
+    /// Has the device finish a zone once everything on its way to it is written.
+    pub(super) fn finish_zone(&self, zone: ZoneId) {
+        let mut state = self.state.lock();
+        match state.lanes.get_mut(&zone) {
+            Some(lane) if lane.busy || !lane.waiting.is_empty() => lane.finish = true,
+            _ => {
+                drop(state);
+                self.finish_now(zone);
+            }
+        }
+    }
+
+    fn finish_now(&self, zone: ZoneId) {
+        if let Err(error) = self.device.finish(zone) {
+            tracing::warn!("finishing zone {zone}: {error}");
+        }
     }
 
     /// Whether nothing is on its way to `zone`.
@@ -247,18 +267,14 @@ impl Writer {
     }
 
     fn complete(&self, sealed: &Arc<Sealed>, result: zns_backend::Result<Lba>) {
-        if result.is_ok()
-            && sealed.finish_zone
-            && let Err(error) = self.device.finish(sealed.zone)
-        {
-            tracing::warn!("finishing zone {}: {error}", sealed.zone);
-        }
+        let mut finish = false;
         let mut state = self.state.lock();
         let lane = state.lanes.entry(sealed.zone).or_default();
         lane.busy = false;
         match result {
             Ok(_) => {
                 if lane.waiting.is_empty() {
+                    finish = lane.finish;
                     state.lanes.remove(&sealed.zone);
                 }
                 state.blocks -= sealed.blocks;
@@ -279,6 +295,9 @@ impl Writer {
             }
         }
         drop(state);
+        if finish {
+            self.finish_now(sealed.zone);
+        }
         self.changed.notify_all();
     }
 

@@ -18,7 +18,7 @@ use crate::types::{Lba, ZoneId};
 pub(crate) const ANCHORS: u32 = 2;
 
 /// Fewest blocks left in a zone for another chunk: a header and one block.
-const CHUNK_MIN: u64 = 2;
+pub(super) const CHUNK_MIN: u64 = 2;
 
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Zone {
@@ -35,6 +35,7 @@ pub(super) struct ZoneTable {
     zones: Vec<Zone>,
     free: VecDeque<ZoneId>,
     live_total: u64,
+    retired: u64,
 }
 
 impl ZoneTable {
@@ -51,11 +52,13 @@ impl ZoneTable {
             })
             .collect();
         let live_total = zones.iter().map(|z| z.live).sum();
+        let retired = zones.iter().filter(|z| z.usage == ZoneUse::Retired).count() as u64;
         let mut table = ZoneTable {
             geometry: *geometry,
             zones,
             free: VecDeque::new(),
             live_total,
+            retired,
         };
         table.rebuild_free();
         table
@@ -117,6 +120,21 @@ impl ZoneTable {
 
     pub(super) fn free_count(&self) -> usize {
         self.free.len()
+    }
+
+    /// Takes a zone out of use for good; what is live in it can still be read.
+    pub(super) fn retire(&mut self, id: ZoneId) {
+        let zone = self.get_mut(id);
+        if zone.usage != ZoneUse::Retired {
+            zone.usage = ZoneUse::Retired;
+            self.retired += 1;
+            self.free.retain(|free| *free != id);
+        }
+    }
+
+    /// Blocks of zones that take nothing any more.
+    pub(super) fn retired_blocks(&self) -> u64 {
+        self.retired * self.geometry.zone_capacity
     }
 
     pub(super) fn live_total(&self) -> u64 {

@@ -386,7 +386,7 @@ impl Choice {
         match self.survival {
             Survival::All => true,
             Survival::None => false,
-            Survival::Seeded(_) => self.next() % 2 == 0,
+            Survival::Seeded(_) => self.next().is_multiple_of(2),
         }
     }
 

@@ -32,15 +32,15 @@ impl DirectFile {
     pub(crate) fn open(path: &Path, read_only: bool, block: usize) -> io::Result<DirectFile> {
         let mut options = OpenOptions::new();
         options.read(true).write(!read_only);
-        if let Ok(file) = options.clone().custom_flags(libc::O_DIRECT).open(path) {
-            if let Some((memory, offset)) = direct_alignment(&file) {
-                if offset <= block && memory <= ALIGNMENT {
-                    return Ok(DirectFile {
-                        file,
-                        memory_alignment: Some(memory),
-                    });
-                }
-            }
+        if let Ok(file) = options.clone().custom_flags(libc::O_DIRECT).open(path)
+            && let Some((memory, offset)) = direct_alignment(&file)
+            && offset <= block
+            && memory <= ALIGNMENT
+        {
+            return Ok(DirectFile {
+                file,
+                memory_alignment: Some(memory),
+            });
         }
         let file = options.open(path)?;
         tracing::debug!(path = %path.display(), "no direct I/O here, going through the page cache");
@@ -60,7 +60,7 @@ impl DirectFile {
 
     fn takes(&self, slice: &[u8]) -> bool {
         self.memory_alignment
-            .is_none_or(|alignment| slice.as_ptr().addr() % alignment == 0)
+            .is_none_or(|alignment| slice.as_ptr().addr().is_multiple_of(alignment))
     }
 
     /// Reads whole blocks at a multiple of the block size.

@@ -164,9 +164,9 @@ impl ZonedDevice for MemDevice {
     fn describe(&self) -> String {
         let bytes = self.0.geometry.capacity_bytes();
         match bytes {
-            _ if bytes % (1 << 30) == 0 => format!("mem:{}G", bytes >> 30),
-            _ if bytes % (1 << 20) == 0 => format!("mem:{}M", bytes >> 20),
-            _ if bytes % (1 << 10) == 0 => format!("mem:{}K", bytes >> 10),
+            _ if bytes.is_multiple_of(1 << 30) => format!("mem:{}G", bytes >> 30),
+            _ if bytes.is_multiple_of(1 << 20) => format!("mem:{}M", bytes >> 20),
+            _ if bytes.is_multiple_of(1 << 10) => format!("mem:{}K", bytes >> 10),
             _ => format!("mem:{bytes}"),
         }
     }
