@@ -28,7 +28,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender};
 use std::time::Duration;
 
-use fuser::{Errno, FileAttr, FopenFlags, Generation, InitFlags, KernelConfig, ReplyEntry};
+use fuser::{
+    Errno, FileAttr, FopenFlags, Generation, InitFlags, KernelConfig, ReplyEmpty, ReplyEntry,
+};
 
 use crate::error::{Error, Result};
 use crate::types::Ino;
@@ -226,6 +228,22 @@ impl Core {
             return Err(convert::errno(&Error::ReadOnly));
         }
         self.run(request, ino, body)
+    }
+
+    /// Answers when `ino` is durable, which may be later and on another thread.
+    fn answer_fsync(&self, request: &'static str, ino: Ino, reply: ReplyEmpty) {
+        let then = Box::new(move |outcome: Result<()>| match outcome {
+            Ok(()) => reply.ok(),
+            Err(error) => {
+                tracing::error!(request, inode = ino.0, "{error}");
+                reply.error(convert::errno(&error));
+            }
+        });
+        // A panic leaves the reply to its destructor, which answers EIO.
+        let _ = self.run(request, ino, |volume| {
+            volume.fsync_then(ino, then);
+            Ok(())
+        });
     }
 
     /// Answers a seek for data or a hole.

@@ -419,7 +419,10 @@ impl Filesystem for Adapter {
             Ok(())
         });
         match result {
-            Ok(()) => reply.written(data.len() as u32),
+            Ok(()) => {
+                reply.written(data.len() as u32);
+                self.core.volume.answered();
+            }
             Err(errno) => reply.error(errno),
         }
     }
@@ -451,11 +454,7 @@ impl Filesystem for Adapter {
     }
 
     fn fsync(&self, _: &Request, ino: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
-        let ino = convert::ino(ino);
-        answer(
-            reply,
-            self.core.run("fsync", ino, |volume| volume.fsync(ino)),
-        );
+        self.core.answer_fsync("fsync", convert::ino(ino), reply);
     }
 
     fn opendir(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
@@ -534,11 +533,7 @@ impl Filesystem for Adapter {
     }
 
     fn fsyncdir(&self, _: &Request, dir: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
-        let dir = convert::ino(dir);
-        answer(
-            reply,
-            self.core.run("fsyncdir", dir, |volume| volume.fsync(dir)),
-        );
+        self.core.answer_fsync("fsyncdir", convert::ino(dir), reply);
     }
 
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
