@@ -420,6 +420,7 @@ impl Filesystem for Adapter {
         });
         match result {
             Ok(()) => {
+                self.core.stale.note(ino);
                 reply.written(data.len() as u32);
                 self.core.volume.answered();
             }
@@ -446,6 +447,7 @@ impl Filesystem for Adapter {
         if self.makes_dirty(flags.0) {
             self.core.writers.remove(ino);
         }
+        self.core.stale.tell(ino);
         let result = self.core.run("release", ino, |volume| {
             volume.release(ino);
             Ok(())
