@@ -5,6 +5,8 @@
 //! gather in the next chunk, and the first of them to wake leads the next commit for all. So the
 //! number of flushes per second stays what the device can do, and their size grows with the load.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use parking_lot::{Condvar, Mutex};
 
 use super::{Counters, Store};
@@ -12,27 +14,31 @@ use crate::error::{Error, Result};
 use crate::types::Sequence;
 
 #[derive(Default)]
-struct State {
-    /// Every chunk before this one is durable.
-    durable: u64,
-    leading: bool,
-}
-
-#[derive(Default)]
 pub(super) struct Commits {
-    state: Mutex<State>,
+    /// Whether somebody leads a commit.
+    leading: Mutex<bool>,
     ended: Condvar,
+    /// Every chunk before this one is durable.
+    durable: AtomicU64,
 }
 
 impl Commits {
     pub(super) fn new(durable: u64) -> Commits {
         Commits {
-            state: Mutex::new(State {
-                durable,
-                leading: false,
-            }),
+            leading: Mutex::new(false),
             ended: Condvar::new(),
+            durable: AtomicU64::new(durable),
         }
+    }
+
+    /// Every chunk before this one is known to be durable.
+    pub(super) fn durable(&self) -> u64 {
+        self.durable.load(Ordering::Acquire)
+    }
+
+    /// Every chunk before `sequence` has been written and flushed.
+    pub(super) fn note_durable(&self, sequence: u64) {
+        self.durable.fetch_max(sequence, Ordering::AcqRel);
     }
 }
 
@@ -43,28 +49,26 @@ impl Store {
     /// Device errors, after which the store is read-only.
     pub fn sync(&self, position: Sequence) -> Result<()> {
         Counters::add(&self.counters.sync_calls, 1);
-        let mut state = self.commits.state.lock();
+        let mut leading = self.commits.leading.lock();
         loop {
-            if state.durable > position.0 {
+            if self.is_durable(position) {
                 return Ok(());
             }
             if self.latched.lock().is_some() {
                 return Err(Error::ReadOnly);
             }
-            if !state.leading {
+            if !*leading {
                 break;
             }
-            self.commits.ended.wait(&mut state);
+            self.commits.ended.wait(&mut leading);
         }
-        state.leading = true;
-        drop(state);
+        *leading = true;
+        drop(leading);
         let outcome = self.latch("commit", self.commit_all());
-        let mut state = self.commits.state.lock();
-        state.leading = false;
         if let Ok(durable) = &outcome {
-            state.durable = state.durable.max(*durable);
+            self.commits.note_durable(*durable);
         }
-        drop(state);
+        *self.commits.leading.lock() = false;
         self.commits.ended.notify_all();
         outcome.map(drop)
     }
@@ -72,7 +76,7 @@ impl Store {
     /// Whether everything up to `position` is durable already.
     #[must_use]
     pub fn is_durable(&self, position: Sequence) -> bool {
-        self.commits.state.lock().durable > position.0
+        self.commits.durable() > position.0
     }
 
     /// Seals the open chunk and makes everything durable; returns the sequence of the next chunk.

@@ -41,8 +41,12 @@ impl Store {
                 self.retire_zone(&mut head, sealed.zone);
             }
         }
-        for sealed in failed {
-            self.relocate(&mut head, &sealed)?;
+        for (done, sealed) in failed.iter().enumerate() {
+            if let Err(error) = self.relocate(&mut head, sealed) {
+                // Who waits for these must not wait for ever.
+                self.writer.put_back_failed(&failed[done..]);
+                return Err(error);
+            }
         }
         if head
             .open
@@ -55,7 +59,10 @@ impl Store {
                 self.publish_open_range(None);
             } else if let Some(sealed) = self.seal_unqueued(&mut head) {
                 self.writer.enqueue_failed(&sealed);
-                self.relocate(&mut head, &sealed)?;
+                if let Err(error) = self.relocate(&mut head, &sealed) {
+                    self.writer.put_back_failed(&[sealed]);
+                    return Err(error);
+                }
             }
         }
         Ok(())
@@ -80,12 +87,13 @@ impl Store {
         };
         if head
             .zones
-            .advance(zone, sealed.blocks, sealed.sequence, head.version)
+            .advance(zone, sealed.blocks, sealed.sequence, head.version + 1)
         {
             self.finish_zone(zone);
         }
         self.translate_extents(head, sealed, lba)?;
         head.version += 1;
+        head.relocations += 1;
         head.settle_retired()?;
         head.ghosts.push((head.version, sealed.lba));
         Counters::add(&self.counters.writes_relocated, 1);

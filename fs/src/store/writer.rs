@@ -29,6 +29,8 @@ const STOP: u64 = u64::MAX;
 #[derive(Default)]
 struct Lane {
     busy: bool,
+    /// The zone is to be finished behind the last chunk.
+    finish: bool,
     waiting: VecDeque<Arc<Sealed>>,
 }
 
@@ -188,6 +190,33 @@ impl Writer {
         failed
     }
 
+    /// Chunks that could not be sent elsewhere: whoever waits for them learns of it.
+    pub(super) fn put_back_failed(&self, chunks: &[Arc<Sealed>]) {
+        let mut state = self.state.lock();
+        state.blocks += chunks.iter().map(|sealed| sealed.blocks).sum::<u64>();
+        state.failed.extend_from_slice(chunks);
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    /// Tells the device, once everything on its way to `zone` is written, that nothing more goes
+    /// there.
+    pub(super) fn finish_zone(&self, zone: ZoneId) {
+        if let Some(lane) = self.state.lock().lanes.get_mut(&zone)
+            && (lane.busy || !lane.waiting.is_empty())
+        {
+            lane.finish = true;
+            return;
+        }
+        self.finish_now(zone);
+    }
+
+    fn finish_now(&self, zone: ZoneId) {
+        if let Err(error) = self.device.finish(zone) {
+            tracing::warn!("finishing zone {zone}: {error}");
+        }
+    }
+
     /// Takes a chunk whose zone is known to fail: readable, outstanding, and not to be written.
     pub(super) fn enqueue_failed(&self, sealed: &Arc<Sealed>) {
         let mut state = self.state.lock();
@@ -247,18 +276,17 @@ impl Writer {
     }
 
     fn complete(&self, sealed: &Arc<Sealed>, result: zns_backend::Result<Lba>) {
-        if result.is_ok()
-            && sealed.finish_zone
-            && let Err(error) = self.device.finish(sealed.zone)
-        {
-            tracing::warn!("finishing zone {}: {error}", sealed.zone);
+        if result.is_ok() && sealed.finish_zone {
+            self.finish_now(sealed.zone);
         }
         let mut state = self.state.lock();
         let lane = state.lanes.entry(sealed.zone).or_default();
         lane.busy = false;
+        let mut finish = false;
         match result {
             Ok(_) => {
                 if lane.waiting.is_empty() {
+                    finish = lane.finish;
                     state.lanes.remove(&sealed.zone);
                 }
                 state.blocks -= sealed.blocks;
@@ -273,12 +301,16 @@ impl Writer {
                     sealed.blocks,
                     sealed.lba
                 );
+                lane.finish = false;
                 let behind: Vec<_> = lane.waiting.drain(..).collect();
                 state.failed.push(Arc::clone(sealed));
                 state.failed.extend(behind);
             }
         }
         drop(state);
+        if finish {
+            self.finish_now(sealed.zone);
+        }
         self.changed.notify_all();
     }
 
