@@ -190,8 +190,16 @@ impl Anchors {
         self.switch(&record, blocks)
     }
 
-    /// Goes on in the other anchor zone, starting with `record`.
+    /// Goes on in the other anchor zone, starting with `record`. There is no third, so a write that
+    /// fails is tried once more.
     fn switch(&mut self, record: &[u8], blocks: u64) -> Result<()> {
+        self.begin_other(record, blocks).or_else(|error| {
+            tracing::error!("beginning an anchor zone: {error}; trying again");
+            self.begin_other(record, blocks)
+        })
+    }
+
+    fn begin_other(&mut self, record: &[u8], blocks: u64) -> Result<()> {
         let next = ZoneId(1 - self.current.0);
         let start = self.device.geometry().zone_start(next);
         // The full zone gives up its place among the active ones first.

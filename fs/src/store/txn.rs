@@ -284,6 +284,11 @@ impl Drop for Txn<'_> {
             self.store
                 .latch_read_only(&format!("undoing a transaction: {error}"));
         }
+        if sealed {
+            // The chunks took zones, and a collection can have them back.
+            self.store.note_collection(1);
+            self.store.publish_pressure(self.head());
+        }
         self.let_go();
     }
 }
