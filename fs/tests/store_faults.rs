@@ -261,7 +261,7 @@ fn the_collector_survives_a_zone_that_takes_no_copies_and_a_victim_it_cannot_rea
 fn stress(seed: u64) {
     const FILES: u64 = 4;
     const BLOCKS: u64 = 64;
-    let device = device(32, 400);
+    let device = device(64, 400);
     device.stop_log();
     let store = formatted(&device, true);
     let mut rng = ChaCha8Rng::seed_from_u64(seed);

@@ -1,0 +1,1 @@
+//! Images whose checksums are right and whose contents are hostile.
