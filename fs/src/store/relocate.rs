@@ -23,10 +23,12 @@ use crate::format::chunk::{self, Class, Payload};
 use crate::types::{Lba, ZoneId};
 
 impl Store {
-    /// Takes a zone out of use for good.
+    /// Takes a zone out of use for good. The device is told to finish it: as long as it is open it
+    /// counts against the zones that may be active, and soon no other could be opened.
     pub(super) fn retire_zone(&self, head: &mut Head, zone: ZoneId) {
         tracing::error!("zone {zone} is retired after a failed write");
         head.zones.get_mut(zone).usage = ZoneUse::Retired;
+        self.finish_zone(zone);
         if head.last_zone == Some(zone) {
             head.last_zone = None;
         }
@@ -79,6 +81,11 @@ impl Store {
             chunk::readdress(&mut buffer, lba)?;
             match self.device.write(lba, &buffer) {
                 Ok(()) => break (zone, lba),
+                // No fault of the zone: to retire it, and the next, would end with none.
+                Err(
+                    error @ (zns_backend::Error::TooManyActive(_)
+                    | zns_backend::Error::TooManyOpen(_)),
+                ) => return Err(error.into()),
                 Err(error) => {
                     tracing::error!("writing {} blocks at LBA {lba}: {error}", sealed.blocks);
                     self.retire_zone(head, zone);

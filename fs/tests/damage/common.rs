@@ -74,7 +74,10 @@ fn crc32c(data: &[u8]) -> u64 {
 pub(crate) fn see(volume: &Volume) -> Seen {
     let mut seen = Seen::new();
     let mut pending = vec![(String::from("/"), Ino::ROOT)];
-    while let Some((path, ino)) = pending.pop() {
+    // A forged directory may contain itself; what has been seen by then is enough.
+    while let Some((path, ino)) = pending.pop()
+        && seen.len() < 5_000
+    {
         let described = describe(volume, ino);
         if !matches!(described, Ok((kind, _)) if kind != FileKind::Directory) {
             let mut names = Vec::new();
@@ -105,7 +108,6 @@ pub(crate) fn see(volume: &Volume) -> Seen {
             .map(|(_, text)| text)
             .map_err(|error| error.to_string());
         seen.insert(path, text);
-        assert!(seen.len() < 10_000, "a walk that does not end");
     }
     seen
 }
