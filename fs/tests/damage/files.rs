@@ -106,3 +106,53 @@ fn foreign_files_and_garbage_are_refused() {
     }
     assert!(look(dir.path()).is_none());
 }
+
+#[test]
+fn the_program_says_in_one_line_what_is_wrong_with_an_image() {
+    let dir = tempfile::tempdir().unwrap();
+    let warren = |arguments: &[&str]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_warren"));
+        command
+            .args(arguments)
+            .current_dir(dir.path())
+            .output()
+            .unwrap()
+    };
+    assert!(warren(&["mkfs", "image", "--size", "64M"]).status.success());
+    let path = dir.path().join("image");
+    let whole = fs::read(&path).unwrap();
+    // A byte of the image's header, of its zone table, of the superblock; and half of it gone.
+    for (what, at) in [
+        ("header", 40),
+        ("zone table", 4096 + 17),
+        ("superblock", (1 << 20) + 33),
+    ] {
+        let mut bytes = whole.clone();
+        bytes[at] ^= 4;
+        fs::write(&path, &bytes).unwrap();
+        complains(&warren, what);
+    }
+    fs::write(&path, &whole[..whole.len() / 2]).unwrap();
+    complains(&warren, "truncated");
+}
+
+fn complains(warren: &dyn Fn(&[&str]) -> std::process::Output, what: &str) {
+    for arguments in [
+        &["info", "image"][..],
+        &["fsck", "image"],
+        &["zones", "image"],
+    ] {
+        let output = warren(arguments);
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(
+            output.status.code(),
+            Some(1),
+            "{what}, {arguments:?}: {stderr}"
+        );
+        assert_eq!(stderr.lines().count(), 1, "{what}, {arguments:?}: {stderr}");
+        assert!(
+            stderr.starts_with("warren: image: "),
+            "{what}, {arguments:?}: {stderr}"
+        );
+    }
+}

@@ -85,10 +85,12 @@ fn with_checkpoint(device: &MemDevice, change: impl Fn(&mut Checkpoint)) -> MemD
     })
 }
 
+type Change = fn(&mut Checkpoint);
+
 #[test]
 fn checkpoints_that_cannot_be_are_refused() {
     let (device, _) = clean_image();
-    let changes: [(&str, fn(&mut Checkpoint)); 19] = [
+    let changes: Vec<(&str, Change)> = vec![
         ("root beyond the device", |c| c.root_lba = u64::MAX),
         ("root in an anchor", |c| c.root_lba = 0),
         ("root in the void", |c| c.root_lba = 23 * 256 + 255),
