@@ -3,13 +3,17 @@
 //! A record is a whole number of blocks: [`RecordHeader`], the bincode-encoded [`Checkpoint`],
 //! zeros, and at the very end of the last block a [`RecordTrailer`], so that the newest record is
 //! found from the write pointer backwards. The header's CRC32C covers header and body; the trailer
-//! repeats it.
+//! repeats it and has one of its own, so that of a damaged record it is still known how far the log
+//! reached.
 
 use serde::{Deserialize, Serialize};
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use super::{FORMAT_VERSION, chunk::Class, corrupt, decode_from, encode_into};
+use zns_backend::{Geometry, Lba};
+
+use super::chunk::{Class, SEQUENCE_LIMIT};
+use super::{FORMAT_VERSION, corrupt, decode_from, encode_into};
 use crate::error::Result;
 use crate::types::BLOCK_SIZE;
 
@@ -17,6 +21,8 @@ const MAGIC: [u8; 8] = *b"WRNCHKPT";
 const TRAILER_MAGIC: [u8; 8] = *b"WRNCKEND";
 const WHAT: &str = "checkpoint";
 
+/// Zones 0 and 1 hold superblocks and checkpoint records.
+pub const ANCHORS: u32 = 2;
 /// Most blocks of one record (64 MiB: more zones than any device has).
 pub const RECORD_BLOCKS_MAX: u64 = 16 << 10;
 
@@ -36,14 +42,26 @@ struct RecordHeader {
 struct RecordTrailer {
     magic: [u8; 8],
     number: U64,
+    reached: U64,
     blocks: U32,
     crc: U32,
     self_crc: U32,
     reserved: U32,
 }
 
+/// What the end of a record says of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Trailer {
+    /// Number of the checkpoint.
+    pub number: u64,
+    /// Every chunk of the log before this one was durable before the record was written.
+    pub reached: u64,
+    /// Blocks of the record.
+    pub blocks: u64,
+}
+
 const _: () = assert!(size_of::<RecordHeader>() == 40);
-const _: () = assert!(size_of::<RecordTrailer>() == 32);
+const _: () = assert!(size_of::<RecordTrailer>() == 40);
 
 /// What a zone is used as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -97,9 +115,10 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// The blocks of the record.
+    /// The blocks of the record. Every chunk of the log before `reached` is durable: all before
+    /// `next_sequence`, unless recovery skipped some.
     #[must_use]
-    pub fn to_blocks(&self, fsid: &[u8; 16]) -> Vec<u8> {
+    pub fn to_blocks(&self, fsid: &[u8; 16], reached: u64) -> Vec<u8> {
         let mut body = Vec::new();
         encode_into(&mut body, self);
         let bytes = size_of::<RecordHeader>() + body.len() + size_of::<RecordTrailer>();
@@ -117,6 +136,7 @@ impl Checkpoint {
         let mut trailer = RecordTrailer {
             magic: TRAILER_MAGIC,
             number: self.number.into(),
+            reached: reached.into(),
             blocks: (blocks as u32).into(),
             crc: crc.into(),
             self_crc: 0.into(),
@@ -131,9 +151,9 @@ impl Checkpoint {
         out
     }
 
-    /// If `block` ends a record: its number and how many blocks it has.
+    /// If `block` ends a record: what that is.
     #[must_use]
-    pub fn parse_trailer(block: &[u8]) -> Option<(u64, u64)> {
+    pub fn parse_trailer(block: &[u8]) -> Option<Trailer> {
         let at = block.len().checked_sub(size_of::<RecordTrailer>())?;
         let mut trailer = RecordTrailer::read_from_bytes(&block[at..]).ok()?;
         let expected = trailer.self_crc.get();
@@ -142,14 +162,26 @@ impl Checkpoint {
         let sound = trailer.magic == TRAILER_MAGIC
             && crc32c::crc32c(trailer.as_bytes()) == expected
             && (1..=RECORD_BLOCKS_MAX).contains(&blocks);
-        sound.then(|| (trailer.number.get(), blocks))
+        sound.then(|| Trailer {
+            number: trailer.number.get(),
+            reached: trailer.reached.get(),
+            blocks,
+        })
+    }
+
+    /// If `block` begins a record: how many blocks that has.
+    #[must_use]
+    pub fn parse_start(block: &[u8]) -> Option<u64> {
+        let (header, _) = RecordHeader::read_from_prefix(block).ok()?;
+        let blocks = u64::from(header.blocks.get());
+        (header.magic == MAGIC && (1..=RECORD_BLOCKS_MAX).contains(&blocks)).then_some(blocks)
     }
 
     /// Reads and checks a record.
     ///
     /// # Errors
     /// `Corrupt` naming what is wrong.
-    pub fn parse(bytes: &[u8], fsid: &[u8; 16], zones: u32) -> Result<Checkpoint> {
+    pub fn parse(bytes: &[u8], fsid: &[u8; 16], geometry: &Geometry) -> Result<Checkpoint> {
         let (mut header, rest) = RecordHeader::read_from_prefix(bytes)
             .map_err(|_| corrupt(WHAT, "the record is cut short"))?;
         let expected = header.crc.get();
@@ -164,13 +196,44 @@ impl Checkpoint {
             return Err(corrupt(WHAT, "checksum mismatch"));
         }
         let (this, _): (Checkpoint, _) = decode_from(body, WHAT)?;
-        if this.zones.len() != zones as usize {
-            return Err(corrupt(
-                WHAT,
-                format!("{} zone records for {zones} zones", this.zones.len()),
-            ));
+        match this.impossibility(geometry) {
+            Some(detail) => Err(corrupt(WHAT, detail)),
+            None => Ok(this),
         }
-        Ok(this)
+    }
+
+    /// The first thing that cannot be on a device of this shape, whoever computed the checksum.
+    fn impossibility(&self, geometry: &Geometry) -> Option<String> {
+        let (found, zones) = (self.zones.len(), geometry.zones);
+        if found != zones as usize {
+            return Some(format!("{found} zone records for {zones} zones"));
+        }
+        for (limited, name) in [
+            (self.number, "number"),
+            (self.next_sequence, "next sequence"),
+            (self.next_ino, "next inode"),
+        ] {
+            if limited >= SEQUENCE_LIMIT {
+                return Some(format!("{name} {limited}"));
+            }
+        }
+        if self.reserved > geometry.blocks() {
+            return Some(format!("{} blocks reserved", self.reserved));
+        }
+        let root = Lba(self.root_lba);
+        let root_zone = geometry.zone_of(root);
+        let written = self.zones.get(root_zone.0 as usize).map(|z| z.pointer);
+        if written.is_none_or(|pointer| geometry.offset_of(root) >= pointer) {
+            return Some(format!("root at LBA {root}"));
+        }
+        let bad = self.zones.iter().zip(0..).find(|(zone, id)| {
+            zone.pointer > geometry.zone_capacity
+                || zone.live > zone.pointer
+                || zone.age >= SEQUENCE_LIMIT
+                || (zone.usage == ZoneUse::Anchor) != (*id < ANCHORS)
+                || (matches!(zone.usage, ZoneUse::Free | ZoneUse::Anchor) && zone.live > 0)
+        });
+        bad.map(|(zone, id)| format!("zone {id}: {zone:?}"))
     }
 }
 
@@ -178,38 +241,54 @@ impl Checkpoint {
 mod tests {
     use super::*;
 
+    fn geometry(zones: u32) -> Geometry {
+        Geometry {
+            block_size: BLOCK_SIZE as u32,
+            zones,
+            zone_size: 64,
+            zone_capacity: 48,
+            max_open: 0,
+            max_active: 0,
+            max_append: 0,
+        }
+    }
+
     fn sample(zones: usize) -> Checkpoint {
+        let record = |id| ZoneRecord {
+            usage: if id < ANCHORS as usize {
+                ZoneUse::Anchor
+            } else {
+                ZoneUse::Open(Class::Cold)
+            },
+            pointer: 3,
+            live: if id < ANCHORS as usize { 0 } else { 2 },
+            age: 1,
+        };
         Checkpoint {
             number: 9,
             next_sequence: 77,
-            root_lba: 1234,
+            root_lba: 2 * 64 + 1,
             root_crc: 5,
             root_height: 2,
             next_ino: 99,
             reserved: 0,
             clean: true,
-            zones: vec![
-                ZoneRecord {
-                    usage: ZoneUse::Open(Class::Cold),
-                    pointer: 3,
-                    live: 2,
-                    age: 1
-                };
-                zones
-            ],
+            zones: (0..zones).map(record).collect(),
         }
     }
 
     #[test]
     fn record_survives_the_round_trip_at_every_size() {
-        for zones in [2, 100, 200, 1000] {
+        for zones in [3, 100, 200, 1000] {
             let record = sample(zones);
-            let bytes = record.to_blocks(&[1; 16]);
+            let bytes = record.to_blocks(&[1; 16], 77);
             let last = &bytes[bytes.len() - BLOCK_SIZE..];
-            let (number, blocks) = Checkpoint::parse_trailer(last).unwrap();
-            assert_eq!((number, blocks as usize), (9, bytes.len() / BLOCK_SIZE));
+            let trailer = Checkpoint::parse_trailer(last).unwrap();
+            assert_eq!((trailer.number, trailer.reached), (9, 77));
+            assert_eq!(trailer.blocks as usize, bytes.len() / BLOCK_SIZE);
+            assert_eq!(Checkpoint::parse_start(&bytes), Some(trailer.blocks));
             assert_eq!(
-                Checkpoint::parse(&bytes, &[1; 16], zones as u32).unwrap(),
+                Checkpoint::parse(&bytes, &[1; 16], &geometry(zones as u32)).unwrap(),
                 record
             );
         }
@@ -218,10 +297,10 @@ mod tests {
     #[test]
     fn flipped_bits_are_noticed() {
         let record = sample(20);
-        let mut bytes = record.to_blocks(&[1; 16]);
+        let mut bytes = record.to_blocks(&[1; 16], 77);
         for bit in 0..bytes.len() * 8 {
             bytes[bit / 8] ^= 1 << (bit % 8);
-            if let Ok(found) = Checkpoint::parse(&bytes, &[1; 16], 20) {
+            if let Ok(found) = Checkpoint::parse(&bytes, &[1; 16], &geometry(20)) {
                 assert_eq!(found, record, "bit {bit}");
             }
             bytes[bit / 8] ^= 1 << (bit % 8);

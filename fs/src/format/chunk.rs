@@ -30,6 +30,9 @@ pub const HEADER_ROOM: usize = BLOCK_SIZE - size_of::<ChunkHeader>();
 const MAGIC: [u8; 8] = *b"WRNCHUNK";
 const WHAT: &str = "chunk";
 
+/// Sequence numbers stay below this; a device wears out long before.
+pub const SEQUENCE_LIMIT: u64 = 1 << 62;
+
 /// What a zone and the chunks in it are for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[repr(u8)]
@@ -49,6 +52,7 @@ pub struct ChunkHeader {
     magic: [u8; 8],
     fsid: [u8; 16],
     sequence: U64,
+    durable: U64,
     lba: U64,
     origin: U64,
     version: U32,
@@ -60,7 +64,7 @@ pub struct ChunkHeader {
     crc: U32,
 }
 
-const _: () = assert!(size_of::<ChunkHeader>() == 72);
+const _: () = assert!(size_of::<ChunkHeader>() == 80);
 
 /// Owner of a run of payload blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -164,11 +168,29 @@ pub fn tail_blocks(bytes: usize) -> u64 {
     bytes.saturating_sub(HEADER_ROOM).div_ceil(BLOCK_SIZE) as u64
 }
 
+/// What the writer of a chunk says of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// Position in the log; for cold and node chunks the position when they were written.
+    pub sequence: Sequence,
+    /// Every chunk of the log before this one was durable when the chunk was sealed: a recovery
+    /// that finds this chunk and cannot get as far has lost acknowledged data.
+    pub durable: Sequence,
+    /// Use of the chunk.
+    pub class: Class,
+    /// Address of the header block.
+    pub lba: Lba,
+    /// Where the chunk was first meant to be.
+    pub origin: Lba,
+}
+
 /// What a chunk says of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ChunkInfo {
     /// Position in the log; for cold and node chunks the position when they were written.
     pub sequence: Sequence,
+    /// Every chunk of the log before this one was durable when the chunk was sealed.
+    pub durable: Sequence,
     /// Use of the chunk.
     pub class: Class,
     /// Address of the header block.
@@ -214,12 +236,11 @@ pub fn table_bytes(runs: usize, blocks: u64) -> usize {
 pub fn seal(
     buffer: &mut [u8],
     fsid: &[u8; 16],
-    info: (Sequence, Class, Lba, Lba),
+    identity: &Identity,
     payload: &[Payload],
     crcs: &[u32],
     transactions: (u32, &[u8]),
 ) -> u64 {
-    let (sequence, class, lba, origin) = info;
     let mut body =
         Vec::with_capacity(table_bytes(payload.len(), crcs.len() as u64) + transactions.1.len());
     encode_into(&mut body, &payload);
@@ -228,14 +249,15 @@ pub fn seal(
     let mut header = ChunkHeader {
         magic: MAGIC,
         fsid: *fsid,
-        sequence: sequence.0.into(),
-        lba: lba.0.into(),
-        origin: origin.0.into(),
+        sequence: identity.sequence.0.into(),
+        durable: identity.durable.0.into(),
+        lba: identity.lba.0.into(),
+        origin: identity.origin.0.into(),
         version: FORMAT_VERSION.into(),
         body_bytes: (body.len() as u32).into(),
         payload_blocks: (crcs.len() as u32).into(),
         transactions: transactions.0.into(),
-        class: class as u8,
+        class: identity.class as u8,
         reserved: [0; 3],
         crc: 0.into(),
     };
@@ -286,6 +308,8 @@ pub fn parse_header(block: &[u8], lba: Lba, fsid: &[u8; 16]) -> Option<ParsedHea
         || header.fsid != *fsid
         || header.version.get() != FORMAT_VERSION
         || header.lba.get() != lba.0
+        || header.sequence.get() >= SEQUENCE_LIMIT
+        || header.durable.get() > header.sequence.get()
     {
         return None;
     }
@@ -304,6 +328,7 @@ pub fn parse_header(block: &[u8], lba: Lba, fsid: &[u8; 16]) -> Option<ParsedHea
     Some(ParsedHeader {
         info: ChunkInfo {
             sequence: Sequence(header.sequence.get()),
+            durable: Sequence(header.durable.get()),
             class,
             lba,
             origin: Lba(header.origin.get()),
@@ -395,11 +420,17 @@ mod tests {
         for record in &records {
             encode_into(&mut bytes, record);
         }
-        let info = (Sequence(5), Class::Hot, Lba(64), Lba(64));
+        let identity = Identity {
+            sequence: Sequence(5),
+            durable: Sequence(4),
+            class: Class::Hot,
+            lba: Lba(64),
+            origin: Lba(64),
+        };
         let blocks = seal(
             &mut buffer,
             &[3; 16],
-            info,
+            &identity,
             &payload,
             &crcs,
             (records.len() as u32, &bytes),

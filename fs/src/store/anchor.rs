@@ -4,15 +4,19 @@
 //! generation grows with every switch. A switch resets the other zone, writes superblock and
 //! record there and flushes; until then the full zone holds the newest record, afterwards it is
 //! only the older copy. So a sound record exists at every moment.
+//!
+//! A record that does not check is torn, and was of no consequence, or damaged: then zones may have
+//! been reset since the record before it. Its trailer tells how far the log reaches that the older
+//! record must lead to; recovery compares.
 
 use std::sync::Arc;
 
 use zns_backend::{ZoneState, ZonedDevice};
 
 use crate::error::{Error, Result};
-use crate::format::checkpoint::{Checkpoint, RECORD_BLOCKS_MAX};
+use crate::format::checkpoint::{Checkpoint, Trailer};
 use crate::format::superblock::Superblock;
-use crate::types::{BLOCK_SIZE, Lba, ZoneId};
+use crate::types::{BLOCK_SIZE, ZoneId};
 
 pub(super) struct Anchors {
     device: Arc<dyn ZonedDevice>,
@@ -26,6 +30,18 @@ pub(super) struct FoundCheckpoint {
     pub(super) superblock: Superblock,
     pub(super) checkpoint: Checkpoint,
     pub(super) anchors: Anchors,
+    /// Every chunk before this one was durable once, says a newer record that cannot be read.
+    pub(super) reached: u64,
+}
+
+/// What a search of an anchor zone found.
+#[derive(Default)]
+struct Records {
+    newest: Option<Checkpoint>,
+    /// Newer records that cannot be read.
+    unreadable: Vec<Trailer>,
+    /// What is wrong with the newest of them.
+    problem: Option<Error>,
 }
 
 impl Anchors {
@@ -41,70 +57,94 @@ impl Anchors {
         })
     }
 
-    /// Finds the newest checkpoint.
+    /// Finds the newest checkpoint. One superblock is enough to read the records of both zones.
     ///
     /// # Errors
     /// `BadImage` when there is no filesystem or no sound checkpoint.
     pub(super) fn find(device: &Arc<dyn ZonedDevice>) -> Result<FoundCheckpoint> {
-        let mut newest: Option<FoundCheckpoint> = None;
-        let mut problem: Option<Error> = None;
+        let mut problem = None;
+        let mut superblock: Option<Superblock> = None;
+        let mut written = Vec::new();
         for zone in [ZoneId(0), ZoneId(1)] {
-            match Anchors::find_in(device, zone) {
-                Ok(Some(found)) => {
-                    let newer = newest
-                        .as_ref()
-                        .is_none_or(|best| found.checkpoint.number > best.checkpoint.number);
-                    if newer {
-                        newest = Some(found);
+            match Anchors::superblock_in(&**device, zone) {
+                Ok(None) => {}
+                Ok(Some((pointer, parsed))) => {
+                    written.push((zone, pointer));
+                    match parsed {
+                        Ok(found) => {
+                            let newer =
+                                |best: &Superblock| found.generation.get() > best.generation.get();
+                            if superblock.as_ref().is_none_or(newer) {
+                                superblock = Some(found);
+                            }
+                        }
+                        Err(error) => problem = Some(error),
                     }
                 }
-                Ok(None) => {}
                 Err(error) => problem = Some(error),
             }
         }
-        newest.ok_or_else(|| {
-            problem.unwrap_or_else(|| Error::BadImage("no WarrenFS filesystem on it".into()))
+        let Some(superblock) = superblock else {
+            return Err(
+                problem.unwrap_or_else(|| Error::BadImage("no WarrenFS filesystem on it".into()))
+            );
+        };
+        let mut newest: Option<(Checkpoint, ZoneId, u64)> = None;
+        let mut unreadable = Vec::new();
+        for (zone, pointer) in written {
+            match find_records(&**device, zone, pointer, &superblock.fsid) {
+                Ok(records) => {
+                    unreadable.extend(records.unreadable);
+                    problem = records.problem.or(problem);
+                    if let Some(found) = records.newest
+                        && newest
+                            .as_ref()
+                            .is_none_or(|(best, ..)| found.number > best.number)
+                    {
+                        newest = Some((found, zone, pointer));
+                    }
+                }
+                Err(error) => problem = Some(error),
+            }
+        }
+        let Some((checkpoint, current, pointer)) = newest else {
+            return Err(
+                problem.unwrap_or_else(|| Error::BadImage("there is no sound checkpoint".into()))
+            );
+        };
+        let newer = unreadable.iter().filter(|t| t.number > checkpoint.number);
+        Ok(FoundCheckpoint {
+            superblock,
+            reached: newer.map(|t| t.reached).max().unwrap_or(0),
+            checkpoint,
+            anchors: Anchors {
+                device: Arc::clone(device),
+                superblock,
+                current,
+                pointer,
+            },
         })
     }
 
-    fn find_in(device: &Arc<dyn ZonedDevice>, zone: ZoneId) -> Result<Option<FoundCheckpoint>> {
-        let geometry = *device.geometry();
-        let info = device.report(zone, 1)?;
-        let pointer = match info.first() {
+    /// The write pointer of an anchor zone and the superblock in it. `None`: there is nothing.
+    fn superblock_in(
+        device: &dyn ZonedDevice,
+        zone: ZoneId,
+    ) -> Result<Option<(u64, Result<Superblock>)>> {
+        let geometry = device.geometry();
+        let pointer = match device.report(zone, 1)?.first() {
             Some(info) if info.state != ZoneState::Offline => info.write_pointer,
             _ => return Ok(None),
         };
         if pointer == 0 {
             return Ok(None);
         }
-        let start = geometry.zone_start(zone);
         let mut block = vec![0; BLOCK_SIZE];
-        device.read(start, &mut block)?;
-        if !Superblock::looks_like(&block) && block.iter().all(|b| *b == 0) {
+        device.read(geometry.zone_start(zone), &mut block)?;
+        if block.iter().all(|b| *b == 0) {
             return Ok(None);
         }
-        let superblock = Superblock::parse(&block, &geometry)?;
-        let Some(checkpoint) = newest_record(
-            device.as_ref(),
-            start,
-            pointer,
-            &superblock.fsid,
-            geometry.zones,
-        )?
-        else {
-            return Err(Error::BadImage(format!("zone {zone}: no sound checkpoint")));
-        };
-        let anchors = Anchors {
-            device: Arc::clone(device),
-            superblock,
-            current: zone,
-            pointer,
-        };
-        Ok(Some(FoundCheckpoint {
-            superblock,
-            checkpoint,
-            anchors,
-        }))
+        Ok(Some((pointer, Superblock::parse(&block, geometry))))
     }
 
     /// Whether either anchor zone holds the superblock of some version of the filesystem.
@@ -121,9 +161,9 @@ impl Anchors {
         Ok(false)
     }
 
-    /// Appends a record and makes it durable.
-    pub(super) fn append(&mut self, checkpoint: &Checkpoint) -> Result<()> {
-        let record = checkpoint.to_blocks(&self.superblock.fsid);
+    /// Appends a record and makes it durable. Every chunk of the log before `reached` is durable.
+    pub(super) fn append(&mut self, checkpoint: &Checkpoint, reached: u64) -> Result<()> {
+        let record = checkpoint.to_blocks(&self.superblock.fsid, reached);
         let blocks = (record.len() / BLOCK_SIZE) as u64;
         let geometry = *self.device.geometry();
         if blocks + 1 > geometry.zone_capacity {
@@ -150,8 +190,16 @@ impl Anchors {
         self.switch(&record, blocks)
     }
 
-    /// Goes on in the other anchor zone, starting with `record`.
+    /// Goes on in the other anchor zone, starting with `record`. There is no third, so a write that
+    /// fails is tried once more.
     fn switch(&mut self, record: &[u8], blocks: u64) -> Result<()> {
+        self.begin_other(record, blocks).or_else(|error| {
+            tracing::error!("beginning an anchor zone: {error}; trying again");
+            self.begin_other(record, blocks)
+        })
+    }
+
+    fn begin_other(&mut self, record: &[u8], blocks: u64) -> Result<()> {
         let next = ZoneId(1 - self.current.0);
         let start = self.device.geometry().zone_start(next);
         // The full zone gives up its place among the active ones first.
@@ -172,31 +220,46 @@ impl Anchors {
     }
 }
 
-/// The newest sound record below `pointer`, searched backwards.
-fn newest_record(
+/// The newest sound record below `pointer`, searched backwards, and what stands behind it.
+fn find_records(
     device: &dyn ZonedDevice,
-    start: Lba,
+    zone: ZoneId,
     pointer: u64,
     fsid: &[u8; 16],
-    zones: u32,
-) -> Result<Option<Checkpoint>> {
-    let mut end = pointer;
+) -> Result<Records> {
+    let geometry = device.geometry();
+    let start = geometry.zone_start(zone);
+    let mut records = Records::default();
     let mut block = vec![0; BLOCK_SIZE];
+    let mut end = pointer;
     while end > 1 {
         device.read(start.plus(end - 1), &mut block)?;
-        if let Some((number, blocks)) = Checkpoint::parse_trailer(&block)
-            && blocks < end
-            && blocks <= RECORD_BLOCKS_MAX
+        let trailer = Checkpoint::parse_trailer(&block);
+        let extent = match (trailer, Checkpoint::parse_start(&block)) {
+            (Some(trailer), _) => Some((end.saturating_sub(trailer.blocks), trailer.blocks)),
+            // The trailer may be damaged and the record not.
+            (None, Some(blocks)) => Some((end - 1, blocks)),
+            (None, None) => None,
+        };
+        if let Some((at, blocks)) = extent
+            && at > 0
+            && at + blocks <= pointer
         {
             let mut record = vec![0; blocks as usize * BLOCK_SIZE];
-            device.read(start.plus(end - blocks), &mut record)?;
-            match Checkpoint::parse(&record, fsid, zones) {
-                Ok(checkpoint) if checkpoint.number == number => return Ok(Some(checkpoint)),
-                Ok(_) => tracing::warn!("checkpoint {number}: its trailer names another"),
-                Err(error) => tracing::warn!("checkpoint {number}: {error}"),
+            device.read(start.plus(at), &mut record)?;
+            match Checkpoint::parse(&record, fsid, geometry) {
+                Ok(checkpoint) => {
+                    records.newest = Some(checkpoint);
+                    return Ok(records);
+                }
+                Err(error) => {
+                    tracing::warn!("the checkpoint at LBA {}: {error}", start.plus(at));
+                    records.problem.get_or_insert(error);
+                }
             }
         }
+        records.unreadable.extend(trailer);
         end -= 1;
     }
-    Ok(None)
+    Ok(records)
 }

@@ -155,7 +155,7 @@ impl Store {
         if late() {
             let _one_at_a_time = self.maintenance.lock();
             if late() {
-                self.checkpoint_locked(false)?;
+                self.checkpoint_locked()?;
             }
         }
         let short = || {

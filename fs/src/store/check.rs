@@ -84,6 +84,7 @@ impl Store {
             last_extent: None,
             report: FsckReport::default(),
         };
+        checker.report.errors.extend(self.damage.clone());
         let tree = view.tree().check(&self.cache, &mut |event| match event {
             CheckEvent::Node {
                 reference: Some(reference),
@@ -233,7 +234,9 @@ impl Checker<'_> {
         let known = zone.0 < geometry.zones && {
             let zone = self.zones.get(zone);
             !matches!(zone.usage, ZoneUse::Free | ZoneUse::Anchor)
-                && offset + blocks <= zone.pointer
+                && offset
+                    .checked_add(blocks)
+                    .is_some_and(|end| end <= zone.pointer)
         };
         if !known {
             return self.fail(format!("{what}: LBA {lba} lies outside the written log"));

@@ -33,24 +33,30 @@ impl Store {
     /// Device errors.
     pub fn checkpoint(&self) -> Result<()> {
         let _one_at_a_time = self.maintenance.lock();
-        self.checkpoint_locked(false)
+        self.checkpoint_locked()
     }
 
     pub(super) fn checkpoint_final(&self) -> Result<()> {
         let _one_at_a_time = self.maintenance.lock();
-        self.checkpoint_locked(true)
+        self.write_checkpoint(true, None)
+    }
+
+    /// The checkpoint that ends a recovery. The log was sound before `log_end`; sequence numbers
+    /// from there on may have been skipped.
+    pub(super) fn checkpoint_recovered(&self, log_end: u64) -> Result<()> {
+        let _one_at_a_time = self.maintenance.lock();
+        self.write_checkpoint(false, Some(log_end))
     }
 
     /// As [`Store::checkpoint`], for a caller that holds the maintenance lock.
-    pub(super) fn checkpoint_locked(&self, clean: bool) -> Result<()> {
+    pub(super) fn checkpoint_locked(&self) -> Result<()> {
+        self.write_checkpoint(false, None)
+    }
+
+    fn write_checkpoint(&self, clean: bool, log_end: Option<u64>) -> Result<()> {
         self.check_writable()?;
         for _ in 0..ATTEMPTS {
-            let snapshot = self.take_snapshot();
-            self.latch("checkpoint", self.write_before(snapshot.next_sequence))?;
-            if self.head.read().relocations != snapshot.relocations {
-                // The copy still has addresses at which nothing was written.
-                continue;
-            }
+            let snapshot = self.latch("checkpoint", self.take_written_snapshot())?;
             let mut nodes = NodeWriter {
                 store: self,
                 open: None,
@@ -62,7 +68,8 @@ impl Store {
                 .and_then(|written| nodes.finish().map(|()| written));
             match written {
                 Ok(written) => {
-                    let outcome = self.record(snapshot, &written, &nodes.written, clean);
+                    let reached = log_end.unwrap_or(snapshot.next_sequence);
+                    let outcome = self.record(snapshot, &written, &nodes.written, clean, reached);
                     return self.latch("checkpoint", outcome);
                 }
                 Err(Error::Device(error)) => tracing::error!("writing catalog nodes: {error}"),
@@ -73,6 +80,19 @@ impl Store {
             "checkpoint",
             Err(Error::BadImage("no zone takes the catalog nodes".into())),
         )
+    }
+
+    /// A snapshot whose chunks are on the device. A chunk that had to go elsewhere on its way was
+    /// moved in the head and not in a snapshot that is older, so that is taken again. Every
+    /// relocation retires a zone: this ends.
+    fn take_written_snapshot(&self) -> Result<Snapshot> {
+        loop {
+            let snapshot = self.take_snapshot();
+            self.write_before(snapshot.next_sequence)?;
+            if self.head.read().relocations == snapshot.relocations {
+                return Ok(snapshot);
+            }
+        }
     }
 
     fn take_snapshot(&self) -> Snapshot {
@@ -96,6 +116,7 @@ impl Store {
         written: &WriteOut,
         node_lbas: &[Lba],
         clean: bool,
+        reached: u64,
     ) -> Result<()> {
         let mut zones = snapshot.zones;
         let number = {
@@ -115,6 +136,7 @@ impl Store {
             head.durable.number + 1
         };
         self.device.flush()?;
+        self.commits.note_durable(snapshot.next_sequence);
         let root = written.root();
         let checkpoint = Checkpoint {
             number,
@@ -127,7 +149,7 @@ impl Store {
             clean,
             zones,
         };
-        self.anchors.lock().append(&checkpoint)?;
+        self.anchors.lock().append(&checkpoint, reached)?;
         written.publish(&self.cache);
         let mut head = self.head.write();
         let report = head.tree.adopt(written);
@@ -207,7 +229,8 @@ impl Store {
     /// Seals and writes such a chunk. If the write fails the zone is retired.
     pub(super) fn write_side_chunk(&self, chunk: OpenChunk) -> Result<()> {
         let sequence = self.head.read().next_sequence;
-        let sealed = chunk.seal(&self.superblock.fsid, sequence);
+        let durable = self.commits.durable();
+        let sealed = chunk.seal(&self.superblock.fsid, sequence, durable);
         if let Err(error) = self.device.write(sealed.lba, sealed.bytes()) {
             self.retire_zone(&mut self.head.write(), sealed.zone);
             return Err(error.into());

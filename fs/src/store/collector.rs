@@ -56,7 +56,7 @@ impl Store {
     pub(super) fn collect_locked(&self, goal: usize) -> Result<usize> {
         let mut freed = self.reclaim()?;
         if freed < goal && self.has_empty_zones() {
-            self.checkpoint_locked(false)?;
+            self.checkpoint_locked()?;
             freed += self.reclaim()?;
         }
         let mut tried = Vec::new();
@@ -68,13 +68,22 @@ impl Store {
             // The last chunks of a victim may still be on their way.
             let next = self.head.read().next_sequence;
             self.latch("collection", self.write_before(next))?;
+            let mut failed = false;
             for zone in &batch {
-                self.empty_zone(*zone)?;
+                // A victim that cannot be read, or a zone that does not take the copies: others may
+                // do. What was not moved stays where it is.
+                match self.empty_zone(*zone) {
+                    Err(Error::Device(error)) => {
+                        tracing::error!("collecting zone {zone}: {error}");
+                        failed = true;
+                    }
+                    other => other?,
+                }
             }
             tried.extend(&batch);
-            self.checkpoint_locked(false)?;
+            self.checkpoint_locked()?;
             let reset = self.reclaim()?;
-            if reset == 0 {
+            if reset == 0 && !failed {
                 break;
             }
             freed += reset;
@@ -226,8 +235,9 @@ impl Store {
     ) -> Result<Vec<(u64, Vec<u32>, Lba)>> {
         let mut pieces = Vec::new();
         let view = self.view();
-        for_each_extent(&view, ino, first, first + count, &mut |extent| {
-            let Extent { start, backing, .. } = extent.slice(first, first + count);
+        let end = first.saturating_add(count);
+        for_each_extent(&view, ino, first, end, &mut |extent| {
+            let Extent { start, backing, .. } = extent.slice(first, end);
             if let Backing::Mapped { lba: mapped, crcs } = backing
                 && mapped == lba.plus(start - first)
             {

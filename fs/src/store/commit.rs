@@ -89,6 +89,16 @@ impl Commits {
         }
     }
 
+    /// Every chunk before this one is known to be durable.
+    pub(super) fn durable(&self) -> u64 {
+        self.durable.load(Ordering::Acquire)
+    }
+
+    /// Every chunk before `sequence` has been written and flushed.
+    pub(super) fn note_durable(&self, sequence: u64) {
+        self.durable.fetch_max(sequence, Ordering::AcqRel);
+    }
+
     /// A transaction has been committed to the log.
     pub(super) fn note_transaction(&self) {
         self.rhythm.note_transaction();
@@ -99,7 +109,7 @@ impl Store {
     /// The first position that is not known to be durable.
     #[must_use]
     pub fn durable(&self) -> Sequence {
-        Sequence(self.commits.durable.load(Ordering::Acquire))
+        Sequence(self.commits.durable())
     }
 
     /// Waits until everything up to `position` is durable.
@@ -173,7 +183,7 @@ impl Store {
         loop {
             let outcome = self.latch("commit", self.commit_all());
             if let Ok(durable) = outcome {
-                self.commits.durable.fetch_max(durable, Ordering::AcqRel);
+                self.commits.note_durable(durable);
             }
             let mut state = self.commits.state.lock();
             let (done, waiting) = std::mem::take(&mut state.waiting)

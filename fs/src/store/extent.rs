@@ -95,13 +95,18 @@ impl Extent {
                     .map(|c| u32::from_le_bytes([c[0], c[1], c[2], c[3]]))
                     .collect();
                 let len = u64::from(u32::from_le_bytes(*len));
-                if rest.len() != 4 * crcs.len() || len != crcs.len() as u64 || len > MAX_MAPPED {
+                let lba = u64::from_le_bytes(*lba);
+                if rest.len() != 4 * crcs.len()
+                    || len != crcs.len() as u64
+                    || len > MAX_MAPPED
+                    || lba.checked_add(len).is_none()
+                {
                     return Err(corrupt());
                 }
                 (
                     len,
                     Backing::Mapped {
-                        lba: Lba(u64::from_le_bytes(*lba)),
+                        lba: Lba(lba),
                         crcs,
                     },
                 )

@@ -156,11 +156,11 @@ struct Head {
     durable: Mark,
     /// Hot blocks written since then.
     log_blocks: u64,
+    /// Chunks rewritten elsewhere so far.
+    relocations: u64,
     /// Old addresses of chunks that were rewritten elsewhere, with the version from which on
     /// nobody refers to them.
     ghosts: Vec<(u64, Lba)>,
-    /// Chunks that were rewritten elsewhere since the store was opened.
-    relocations: u64,
 }
 
 /// What a checkpoint contains.
@@ -235,6 +235,8 @@ pub struct Store {
     read_only: AtomicBool,
     /// The last unmount was clean and nothing has been logged behind it.
     opened_clean: bool,
+    /// Acknowledged data that recovery could not find. Only a read-only store has any.
+    damage: Option<String>,
     counters: Counters,
 }
 
@@ -434,7 +436,7 @@ impl Store {
             while !head.open.as_ref().is_some_and(fits) {
                 if let Some(unfit) = head.open.take() {
                     // Too little is left in this zone, or the transaction is larger than any chunk.
-                    head.zones.seal(unfit.zone, head.version);
+                    head.zones.seal(unfit.zone, head.version + 1);
                     self.writer.finish_zone(unfit.zone);
                 }
                 attempts += 1;
@@ -507,10 +509,13 @@ impl Store {
         let chunk = head.open.take()?;
         let sequence = head.next_sequence;
         head.next_sequence += 1;
-        let sealed = chunk.seal(&self.superblock.fsid, sequence);
+        let durable = self.commits.durable();
+        let sealed = chunk.seal(&self.superblock.fsid, sequence, durable);
+        // The next version, since the chunk may hold blocks of a transaction that is going on: its
+        // zone is not reset before a checkpoint whose log begins behind the chunk.
         let used_up = head
             .zones
-            .advance(sealed.zone, sealed.blocks, sequence, head.version);
+            .advance(sealed.zone, sealed.blocks, sequence, head.version + 1);
         head.log_blocks += sealed.blocks;
         Counters::add(&self.counters.chunks, 1);
         Counters::add(&self.counters.chunk_blocks, sealed.blocks);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use zns_backend::DmaBuffer;
 
 use crate::catalog::Key;
-use crate::format::chunk::{self, Class, Payload, table_bytes, tail_blocks};
+use crate::format::chunk::{self, Class, Identity, Payload, table_bytes, tail_blocks};
 use crate::types::{BLOCK_SIZE, Ino, Lba, Sequence, ZoneId};
 
 /// A chunk whose place in a zone is fixed and whose contents are growing.
@@ -145,14 +145,21 @@ impl OpenChunk {
         true
     }
 
-    /// Writes header and tail into the buffer; the result can go to the device.
-    pub(super) fn seal(mut self, fsid: &[u8; 16], sequence: u64) -> Sealed {
-        let info = (Sequence(sequence), self.class, self.start, self.start);
+    /// Writes header and tail into the buffer; the result can go to the device. Every chunk of the
+    /// log before `durable` is known to be durable.
+    pub(super) fn seal(mut self, fsid: &[u8; 16], sequence: u64, durable: u64) -> Sealed {
+        let identity = Identity {
+            sequence: Sequence(sequence),
+            durable: Sequence(durable.min(sequence)),
+            class: self.class,
+            lba: self.start,
+            origin: self.start,
+        };
         let transactions = (self.transaction_count, self.transactions.as_slice());
         let blocks = chunk::seal(
             &mut self.buffer,
             fsid,
-            info,
+            &identity,
             &self.runs,
             &self.crcs,
             transactions,

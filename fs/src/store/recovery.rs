@@ -5,6 +5,11 @@
 //! checksums, payload included, hold. What lies behind the first gap was never acknowledged: its
 //! sequence numbers are skipped for good, by a checkpoint that is durable before the first new
 //! chunk is written.
+//!
+//! A torn tail and damage look the same where the log ends. They do not where something durable says
+//! how far the log once reached: every chunk names the sequence number before which all was durable
+//! when it was sealed, and so does the trailer of a checkpoint record. A log that ends before that
+//! has lost acknowledged data: it is not written to, and a read-only store says what is missing.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -28,7 +33,8 @@ use super::{
 use crate::catalog::{Key, Kind, NodeCache, NodeRef, Tree};
 use crate::error::{Error, Result};
 use crate::format::checkpoint::ZoneUse;
-use crate::format::chunk::{Class, Op, Transaction};
+use crate::format::chunk::{Class, Op, SEQUENCE_LIMIT, Transaction};
+use crate::format::corrupt;
 use crate::format::superblock::Superblock;
 use crate::types::{Lba, ZoneId};
 
@@ -43,6 +49,8 @@ struct Log {
     moved: Vec<(Lba, u64, Lba)>,
     /// Highest sequence number seen.
     newest: u64,
+    /// Every chunk before this one was durable once.
+    reached: u64,
     /// Zones were found in a state that a checkpoint must settle.
     unsettled: bool,
 }
@@ -89,8 +97,8 @@ impl Store {
             reserved: 0,
             durable: Mark::default(),
             log_blocks: 0,
-            ghosts: Vec::new(),
             relocations: 0,
+            ghosts: Vec::new(),
         };
         let anchors = Anchors::format(Arc::clone(device), superblock)?;
         let store = Store::assemble(
@@ -115,10 +123,12 @@ impl Store {
             superblock,
             checkpoint,
             anchors,
+            reached,
         } = Anchors::find(&device)?;
         let geometry = *device.geometry();
         let mut zones = ZoneTable::new(&geometry, &checkpoint.zones);
-        let log = find_log(&*device, &superblock, checkpoint.next_sequence, &mut zones)?;
+        let mut log = find_log(&*device, &superblock, checkpoint.next_sequence, &mut zones)?;
+        log.reached = log.reached.max(reached);
         let root = NodeRef {
             lba: Lba(checkpoint.root_lba),
             crc: checkpoint.root_crc,
@@ -137,8 +147,8 @@ impl Store {
             reserved: checkpoint.reserved,
             durable: mark,
             log_blocks: 0,
-            ghosts: Vec::new(),
             relocations: 0,
+            ghosts: Vec::new(),
         };
         let clean = checkpoint.clean && log.newest == 0;
         let mut store = Store::assemble(
@@ -151,7 +161,7 @@ impl Store {
             checkpoint.next_ino,
         )?;
         store.opened_clean = clean;
-        store.recover(log)?;
+        store.damage = store.recover(log)?;
         let store = Arc::new(store);
         if options.background && !options.read_only {
             Store::start_background(&store)?;
@@ -190,15 +200,18 @@ impl Store {
             latched: Mutex::new(None),
             read_only: AtomicBool::new(options.read_only),
             opened_clean: false,
+            damage: None,
             counters: Counters::default(),
         };
         store.publish_pressure(&store.head.read());
         Ok(store)
     }
 
-    /// Applies the log and, if the device may be written, settles what was found.
-    fn recover(&self, log: Log) -> Result<()> {
-        let settle = {
+    /// Applies the log and, if the device may be written, settles what was found. Answers what is
+    /// missing.
+    fn recover(&self, log: Log) -> Result<Option<String>> {
+        let mut damage = None;
+        let (settle, log_end) = {
             let mut head = self.head.write();
             let first = head.next_sequence;
             for chunk in log.chunks.values() {
@@ -217,22 +230,34 @@ impl Store {
                 }
                 head.next_sequence += 1;
             }
-            let replayed = head.next_sequence - first;
+            let end = head.next_sequence;
+            if end < log.reached {
+                let missing = format!(
+                    "it ends before sequence {end}, everything before {} was durable once",
+                    log.reached
+                );
+                if !self.options.read_only {
+                    return Err(corrupt("log", missing));
+                }
+                tracing::error!("the log is damaged: {missing}");
+                damage = Some(format!("the log is damaged: {missing}"));
+            }
+            let replayed = end - first;
             Counters::add(&self.counters.replayed, replayed);
             if replayed > 0 {
                 tracing::info!("replayed {replayed} chunks from sequence {first}");
             }
             head.next_sequence = head.next_sequence.max(log.newest + 1);
             self.publish_pressure(&head);
-            log.unsettled || head.next_sequence > first
+            (log.unsettled || head.next_sequence > first, end)
         };
         if settle && !self.options.read_only {
             self.settle_zones()?;
-            self.checkpoint()?;
+            self.checkpoint_recovered(log_end)?;
             let _one_at_a_time = self.maintenance.lock();
             self.reclaim()?;
         }
-        Ok(())
+        Ok(damage)
     }
 
     fn replay(
@@ -270,6 +295,10 @@ impl Store {
         }
         head.version += 1;
         head.settle_retired()?;
+        if transaction.next_ino >= SEQUENCE_LIMIT {
+            let detail = format!("next inode {}", transaction.next_ino);
+            return Err(corrupt("transaction", detail));
+        }
         self.next_ino
             .fetch_max(transaction.next_ino, Ordering::Relaxed);
         Ok(())
@@ -357,9 +386,9 @@ fn find_log(
             ZoneUse::Free => 0,
             ZoneUse::Open(_) => zone.pointer,
             ZoneUse::Sealed(_) if zone.live == 0 => 0,
-            // The write that retired a zone may have left nothing behind.
-            ZoneUse::Retired | ZoneUse::Anchor => continue,
-            ZoneUse::Sealed(_) => {
+            // Its pointer counts chunks that were never written there.
+            ZoneUse::Retired => continue,
+            ZoneUse::Sealed(_) | ZoneUse::Anchor => {
                 if info.write_pointer < zone.pointer {
                     return Err(lost_data(&info, zone.pointer));
                 }
@@ -381,6 +410,9 @@ fn find_log(
     }
     for (origin, _, _) in &log.moved {
         let zone = zones.of(*origin);
+        if !(ANCHORS..device.geometry().zones).contains(&zone.0) {
+            return Err(corrupt("chunk", format!("its origin is LBA {origin}")));
+        }
         zones.retire(zone);
     }
     zones.rebuild_free();
@@ -411,12 +443,17 @@ fn scan_zone(
     let mut age = before.age;
     while at < end {
         let found = read_chunk(device, &superblock.fsid, start.plus(at), end - at)?;
-        let Some(chunk) = found.filter(|chunk| chunk.info.sequence.0 >= next_sequence) else {
+        let Some(chunk) = found else {
+            look_behind(device, superblock, start.plus(at), end - at, log)?;
             break;
         };
+        if chunk.info.sequence.0 < next_sequence {
+            break;
+        }
         at += chunk.info.blocks;
         age = chunk.info.sequence.0;
         class = class.or(Some(chunk.info.class));
+        log.reached = log.reached.max(chunk.info.durable.0);
         if chunk.info.class == Class::Hot {
             log.newest = log.newest.max(age);
             keep_chunk(chunk, log);
@@ -424,13 +461,9 @@ fn scan_zone(
     }
     let zone = zones.get_mut(info.zone);
     if end == 0 {
-        // Never used, or reset since.
-        if matches!(before.usage, ZoneUse::Sealed(_)) {
-            zone.pointer = 0;
-        }
-        if before.pointer == 0 || matches!(before.usage, ZoneUse::Sealed(_)) {
-            zone.usage = ZoneUse::Free;
-        }
+        // Never used, or reset since: nothing in it is live.
+        zone.pointer = 0;
+        zone.usage = ZoneUse::Free;
     } else if at == 0 && matches!(before.usage, ZoneUse::Sealed(_)) {
         // As the checkpoint knows it: used up and waiting for its reset.
     } else {
@@ -446,6 +479,31 @@ fn scan_zone(
         zone.pointer = end;
         zone.age = age;
         zone.emptied = (zone.live == 0).then_some(0);
+    }
+    Ok(())
+}
+
+/// Looks for chunks behind a place where none can be read. They are not applied, but they tell
+/// how far the log reached, and their sequence numbers are used up.
+fn look_behind(
+    device: &dyn ZonedDevice,
+    superblock: &Superblock,
+    lba: Lba,
+    blocks: u64,
+    log: &mut Log,
+) -> Result<()> {
+    let mut at = 1;
+    while at < blocks {
+        match read_chunk(device, &superblock.fsid, lba.plus(at), blocks - at)? {
+            Some(FoundChunk { info, .. }) => {
+                log.reached = log.reached.max(info.durable.0);
+                if info.class == Class::Hot {
+                    log.newest = log.newest.max(info.sequence.0);
+                }
+                at += info.blocks;
+            }
+            None => at += 1,
+        }
     }
     Ok(())
 }

@@ -23,10 +23,12 @@ use crate::format::chunk::{self, Class, Payload};
 use crate::types::{Lba, ZoneId};
 
 impl Store {
-    /// Takes a zone out of use for good.
+    /// Takes a zone out of use for good. The device is told to finish it: as long as it is open it
+    /// counts against the zones that may be active, and soon no other could be opened.
     pub(super) fn retire_zone(&self, head: &mut Head, zone: ZoneId) {
         tracing::error!("zone {zone} is retired after a failed write");
         head.zones.retire(zone);
+        self.writer.finish_zone(zone);
         if head.last_zone == Some(zone) {
             head.last_zone = None;
         }
@@ -41,8 +43,12 @@ impl Store {
                 self.retire_zone(&mut head, sealed.zone);
             }
         }
-        for sealed in failed {
-            self.relocate(&mut head, &sealed)?;
+        for (done, sealed) in failed.iter().enumerate() {
+            if let Err(error) = self.relocate(&mut head, sealed) {
+                // Who waits for these must not wait for ever.
+                self.writer.put_back_failed(&failed[done..]);
+                return Err(error);
+            }
         }
         if head
             .open
@@ -55,7 +61,10 @@ impl Store {
                 self.publish_open_range(None);
             } else if let Some((sealed, _)) = self.seal_unqueued(&mut head) {
                 self.writer.enqueue_failed(&sealed);
-                self.relocate(&mut head, &sealed)?;
+                if let Err(error) = self.relocate(&mut head, &sealed) {
+                    self.writer.put_back_failed(&[sealed]);
+                    return Err(error);
+                }
             }
         }
         Ok(())
@@ -72,6 +81,11 @@ impl Store {
             chunk::readdress(&mut buffer, lba)?;
             match self.device.write(lba, &buffer) {
                 Ok(()) => break (zone, lba),
+                // No fault of the zone: to retire it, and the next, would end with none.
+                Err(
+                    error @ (zns_backend::Error::TooManyActive(_)
+                    | zns_backend::Error::TooManyOpen(_)),
+                ) => return Err(error.into()),
                 Err(error) => {
                     tracing::error!("writing {} blocks at LBA {lba}: {error}", sealed.blocks);
                     self.retire_zone(head, zone);
@@ -80,7 +94,7 @@ impl Store {
         };
         if head
             .zones
-            .advance(zone, sealed.blocks, sealed.sequence, head.version)
+            .advance(zone, sealed.blocks, sealed.sequence, head.version + 1)
         {
             self.writer.finish_zone(zone);
         }

@@ -73,7 +73,15 @@ pub(super) fn account(
     if let Some((lba, blocks)) = new.and_then(footprint) {
         match lba {
             Some(lba) => head.zones.credit(lba, blocks)?,
-            None => head.reserved += blocks,
+            None => {
+                head.reserved =
+                    head.reserved
+                        .checked_add(blocks)
+                        .ok_or_else(|| Error::Corrupt {
+                            what: "extent record",
+                            detail: format!("inode {} block {}", key.ino, key.offset),
+                        })?;
+            }
         }
     }
     if let Some((lba, blocks)) = old.and_then(footprint) {
@@ -225,7 +233,8 @@ impl Txn<'_> {
                 .open_chunk(head, 0, bytes.len())?
                 .push_transaction(&bytes);
             head.version += 1;
-            head.settle_retired()?;
+            // The log has the transaction already.
+            store.latch("committing", head.settle_retired())?;
             store.publish_pressure(head);
             Counters::add(&store.counters.transactions, 1);
         }
@@ -266,13 +275,22 @@ impl Txn<'_> {
 
 impl Drop for Txn<'_> {
     fn drop(&mut self) {
-        if self.head.is_none() || self.undo.is_empty() {
+        let Some(head) = &self.head else { return };
+        let sealed = head.next_sequence != self.first_chunk;
+        if self.undo.is_empty() && !sealed {
             return;
         }
+        // Also if only chunks were sealed: their zones may be reset after a version yet to come.
         if let Err(error) = self.roll_back() {
             self.store
                 .latch_read_only(&format!("undoing a transaction: {error}"));
         }
+        if sealed {
+            // The chunks took zones, and a collection can have them back.
+            self.store.note_collection(1);
+            self.store.publish_pressure(self.head());
+        }
+        self.let_go();
     }
 }
 

@@ -8,9 +8,9 @@
 //! A write that fails stays here, with everything behind it in its lane, until the store takes it
 //! back with [`Writer::take_failed`] and sends it elsewhere.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use parking_lot::{Condvar, Mutex};
 use zns_backend::{Completion, DeviceQueue, Request, ZonedDevice};
@@ -51,6 +51,7 @@ pub(super) struct WriteFailed;
 pub(super) struct Writer {
     device: Arc<dyn ZonedDevice>,
     queue: Option<Box<dyn DeviceQueue>>,
+    queue_broken: AtomicBool,
     state: Mutex<State>,
     changed: Condvar,
     resident_count: AtomicUsize,
@@ -68,6 +69,7 @@ impl Writer {
         let writer = Arc::new(Writer {
             device,
             queue,
+            queue_broken: AtomicBool::new(false),
             state: Mutex::default(),
             changed: Condvar::new(),
             resident_count: AtomicUsize::new(0),
@@ -110,24 +112,6 @@ impl Writer {
             .or_default()
             .waiting
             .push_back(sealed);
-    }
-
-    /// Has the device finish a zone once everything on its way to it is written.
-    pub(super) fn finish_zone(&self, zone: ZoneId) {
-        let mut state = self.state.lock();
-        match state.lanes.get_mut(&zone) {
-            Some(lane) if lane.busy || !lane.waiting.is_empty() => lane.finish = true,
-            _ => {
-                drop(state);
-                self.finish_now(zone);
-            }
-        }
-    }
-
-    fn finish_now(&self, zone: ZoneId) {
-        if let Err(error) = self.device.finish(zone) {
-            tracing::warn!("finishing zone {zone}: {error}");
-        }
     }
 
     /// Whether nothing is on its way to `zone`.
@@ -208,6 +192,33 @@ impl Writer {
         failed
     }
 
+    /// Chunks that could not be sent elsewhere: whoever waits for them learns of it.
+    pub(super) fn put_back_failed(&self, chunks: &[Arc<Sealed>]) {
+        let mut state = self.state.lock();
+        state.blocks += chunks.iter().map(|sealed| sealed.blocks).sum::<u64>();
+        state.failed.extend_from_slice(chunks);
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    /// Tells the device, once everything on its way to `zone` is written, that nothing more goes
+    /// there.
+    pub(super) fn finish_zone(&self, zone: ZoneId) {
+        if let Some(lane) = self.state.lock().lanes.get_mut(&zone)
+            && (lane.busy || !lane.waiting.is_empty())
+        {
+            lane.finish = true;
+            return;
+        }
+        self.finish_now(zone);
+    }
+
+    fn finish_now(&self, zone: ZoneId) {
+        if let Err(error) = self.device.finish(zone) {
+            tracing::warn!("finishing zone {zone}: {error}");
+        }
+    }
+
     /// Takes a chunk whose zone is known to fail: readable, outstanding, and not to be written.
     pub(super) fn enqueue_failed(&self, sealed: &Arc<Sealed>) {
         let mut state = self.state.lock();
@@ -250,7 +261,7 @@ impl Writer {
     }
 
     fn start(&self, sealed: Arc<Sealed>, inline: bool) {
-        if inline {
+        if inline || self.queue_broken.load(Ordering::Acquire) {
             let result = self.device.write(sealed.lba, sealed.bytes());
             self.complete(&sealed, result.map(|()| sealed.lba));
             return;
@@ -267,10 +278,10 @@ impl Writer {
     }
 
     fn complete(&self, sealed: &Arc<Sealed>, result: zns_backend::Result<Lba>) {
-        let mut finish = false;
         let mut state = self.state.lock();
         let lane = state.lanes.entry(sealed.zone).or_default();
         lane.busy = false;
+        let mut finish = false;
         match result {
             Ok(_) => {
                 if lane.waiting.is_empty() {
@@ -289,6 +300,7 @@ impl Writer {
                     sealed.blocks,
                     sealed.lba
                 );
+                lane.finish = false;
                 let behind: Vec<_> = lane.waiting.drain(..).collect();
                 state.failed.push(Arc::clone(sealed));
                 state.failed.extend(behind);
@@ -301,6 +313,30 @@ impl Writer {
         self.changed.notify_all();
     }
 
+    /// Takes everything in flight for failed, and writes without the queue from now on.
+    fn give_up_queue(&self) {
+        self.queue_broken.store(true, Ordering::Release);
+        let in_flight: Vec<_> = {
+            let state = self.state.lock();
+            let waiting: HashSet<u64> = state
+                .lanes
+                .values()
+                .flat_map(|l| &l.waiting)
+                .map(|c| c.sequence)
+                .collect();
+            let failed: HashSet<u64> = state.failed.iter().map(|c| c.sequence).collect();
+            state
+                .outstanding
+                .values()
+                .filter(|c| !waiting.contains(&c.sequence) && !failed.contains(&c.sequence))
+                .cloned()
+                .collect()
+        };
+        for sealed in in_flight {
+            self.complete(&sealed, Err(zns_backend::Error::Media(sealed.lba)));
+        }
+    }
+
     /// Body of the reaper thread.
     fn reap(&self) {
         let Some(queue) = &self.queue else { return };
@@ -308,6 +344,7 @@ impl Writer {
         loop {
             if let Err(error) = queue.wait(1, &mut completions) {
                 tracing::error!("the device queue is broken: {error}");
+                self.give_up_queue();
                 return;
             }
             for completion in completions.drain(..) {

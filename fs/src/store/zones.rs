@@ -14,8 +14,7 @@ use crate::format::checkpoint::{ZoneRecord, ZoneUse};
 use crate::format::chunk::Class;
 use crate::types::{Lba, ZoneId};
 
-/// Zones 0 and 1.
-pub(crate) const ANCHORS: u32 = 2;
+pub(crate) use crate::format::checkpoint::ANCHORS;
 
 /// Fewest blocks left in a zone for another chunk: a header and one block.
 pub(super) const CHUNK_MIN: u64 = 2;
