@@ -421,8 +421,8 @@ impl Filesystem for Adapter {
         match result {
             Ok(()) => {
                 self.core.stale.note(ino);
-                reply.written(data.len() as u32);
-                self.core.volume.answered();
+                let answer = || reply.written(data.len() as u32);
+                self.core.volume.answer_change(answer);
             }
             Err(errno) => reply.error(errno),
         }

@@ -7,11 +7,11 @@
 //! device can do, and their size grows with the load.
 //!
 //! *Anticipation.* A client that syncs after every so many transactions, always as many, gets its
-//! commit started when the last of them has been answered; the request to sync then finds it under
-//! way. The rhythm must have held [`STREAK_MIN`] times in a row; a deviation (the kernel's update
+//! commit started before the last of them is answered: the chunk is written while the answer travels
+//! and the request to sync comes back, which then finds the commit under way. The rhythm must have held [`STREAK_MIN`] times in a row; a deviation (the kernel's update
 //! of a file time now and then) halves the count, so that a commit nobody asked for is rare.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use parking_lot::{Condvar, Mutex};
 
@@ -42,6 +42,8 @@ pub(super) struct Commits {
     durable: AtomicU64,
     state: Mutex<State>,
     ended: Condvar,
+    /// The leader has a chunk in flight on the queue of its own.
+    early: AtomicBool,
     rhythm: Rhythm,
 }
 
@@ -138,17 +140,31 @@ impl Store {
     }
 
     /// Starts the commit that is about to be asked for, if the rhythm says so. Called when a
-    /// request that changed something has been answered.
-    pub fn anticipate(&self) {
-        if !self.commits.rhythm.is_due() {
-            return;
+    /// request that changed something is going to be answered; if this says that a commit was
+    /// started, the caller answers and then calls [`Store::finish_anticipated`].
+    #[must_use]
+    pub fn start_anticipated(&self) -> bool {
+        if !self.commits.rhythm.is_due() || self.is_read_only() {
+            return false;
         }
         let mut state = self.commits.state.lock();
-        if !state.leading && !self.is_read_only() {
-            state.leading = true;
-            drop(state);
-            self.lead();
+        if state.leading {
+            return false;
         }
+        state.leading = true;
+        drop(state);
+        let guard = LeaderGuard(self);
+        self.seal_open(&mut self.head.write());
+        let started = self.writer.start_early();
+        self.commits.early.store(started, Ordering::Relaxed);
+        std::mem::forget(guard);
+        true
+    }
+
+    /// Ends the commit that [`Store::start_anticipated`] has started, and those that were asked
+    /// for meanwhile.
+    pub fn finish_anticipated(&self) {
+        self.lead();
     }
 
     fn note_request(&self) {
@@ -180,6 +196,9 @@ impl Store {
     /// Commits until nobody waits. The caller has made itself the leader.
     fn lead(&self) {
         let guard = LeaderGuard(self);
+        if self.commits.early.swap(false, Ordering::Relaxed) {
+            self.writer.finish_early();
+        }
         loop {
             let outcome = self.latch("commit", self.commit_all());
             if let Ok(durable) = outcome {

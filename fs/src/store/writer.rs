@@ -52,6 +52,8 @@ pub(super) struct Writer {
     device: Arc<dyn ZonedDevice>,
     queue: Option<Box<dyn DeviceQueue>>,
     queue_broken: AtomicBool,
+    /// For the chunk of a commit that is started early; used by the leader of commits alone.
+    early: Option<Box<dyn DeviceQueue>>,
     state: Mutex<State>,
     changed: Condvar,
     resident_count: AtomicUsize,
@@ -66,10 +68,12 @@ impl Writer {
         } else {
             None
         };
+        let early = if queued { Some(device.queue(1)?) } else { None };
         let writer = Arc::new(Writer {
             device,
             queue,
             queue_broken: AtomicBool::new(false),
+            early,
             state: Mutex::default(),
             changed: Condvar::new(),
             resident_count: AtomicUsize::new(0),
@@ -132,6 +136,50 @@ impl Writer {
             };
             drop(state);
             self.start(sealed, self.queue.is_none());
+        }
+    }
+
+    /// Starts the write of the next chunk on the queue of the leader, which calls
+    /// [`Writer::finish_early`] if this says that it has.
+    pub(super) fn start_early(&self) -> bool {
+        let Some(early) = &self.early else {
+            return false;
+        };
+        let Some(sealed) = State::startable(&mut self.state.lock(), u64::MAX) else {
+            return false;
+        };
+        let request = Request::Write {
+            lba: sealed.lba,
+            data: Arc::clone(&sealed.buffer),
+            blocks: sealed.blocks,
+        };
+        match early.submit(sealed.sequence, request) {
+            Ok(()) => true,
+            Err(error) => {
+                self.complete(&sealed, Err(error));
+                false
+            }
+        }
+    }
+
+    /// Waits for the write that [`Writer::start_early`] has started.
+    pub(super) fn finish_early(&self) {
+        let Some(early) = &self.early else { return };
+        let mut completions = Vec::new();
+        if let Err(error) = early.wait(1, &mut completions) {
+            tracing::error!("the device queue is broken: {error}");
+            return self.give_up_queue();
+        }
+        for completion in completions {
+            let sealed = self
+                .state
+                .lock()
+                .outstanding
+                .get(&completion.token)
+                .cloned();
+            if let Some(sealed) = sealed {
+                self.complete(&sealed, completion.result);
+            }
         }
     }
 

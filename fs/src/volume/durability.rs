@@ -102,10 +102,14 @@ impl Volume {
         }
     }
 
-    /// Tells the volume that the answer to a change has been given: time to start what is likely
-    /// to be asked next.
-    pub fn answered(&self) {
-        self.store.anticipate();
+    /// Calls `answer`, which answers a change, with the commit that is likely to be asked for next
+    /// under way.
+    pub fn answer_change(&self, answer: impl FnOnce()) {
+        let started = self.store.start_anticipated();
+        answer();
+        if started {
+            self.store.finish_anticipated();
+        }
     }
 
     /// Makes everything durable.
