@@ -62,6 +62,9 @@ pub enum Error {
     /// The filesystem is mounted read-only, or became so after an error.
     #[error("read-only filesystem")]
     ReadOnly,
+    /// A commit failed; what was not durable before must be taken for lost.
+    #[error("the commit failed, and the filesystem is read-only from now on")]
+    CommitFailed,
     /// What was read is not what had been written.
     #[error("corrupt {what}: {detail}")]
     Corrupt {
@@ -111,7 +114,8 @@ impl Error {
             Error::Unsupported(_) => libc::EOPNOTSUPP,
             Error::NoOffset => libc::ENXIO,
             Error::ReadOnly => libc::EROFS,
-            Error::Corrupt { .. }
+            Error::CommitFailed
+            | Error::Corrupt { .. }
             | Error::BadBlock { .. }
             | Error::BadImage(_)
             | Error::Device(_) => libc::EIO,

@@ -1,7 +1,9 @@
 //! The FUSE adapter: a thin shell that turns requests of the kernel into calls of a [`Volume`].
 //!
 //! Only this module mentions `fuser`. It keeps no state of its own besides the options of the
-//! mount and the set of files open for writing: no inode table, no caches. What it decides is how the kernel is to cache:
+//! mount and the sets of files
+//! that are open for writing or were written: no inode table, no caches. What it decides is how
+//! the kernel is to cache:
 //!
 //! - Entries, attributes and the absence of entries are valid for a day: nobody but this mount
 //!   changes the filesystem, and the kernel updates its own caches with its own changes.
@@ -20,6 +22,7 @@ pub mod mountinfo;
 mod ops;
 pub mod options;
 pub mod session;
+mod stale;
 mod xattr;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -28,7 +31,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender};
 use std::time::Duration;
 
-use fuser::{Errno, FileAttr, FopenFlags, Generation, InitFlags, KernelConfig, ReplyEntry};
+use fuser::{
+    Errno, FileAttr, FopenFlags, Generation, InitFlags, KernelConfig, ReplyEmpty, ReplyEntry,
+};
 
 use crate::error::{Error, Result};
 use crate::types::Ino;
@@ -36,6 +41,7 @@ use crate::volume::Volume;
 use crate::volume::types::{Attributes, Seek};
 use dirty::{PendingSeek, Writers};
 use options::MountOptions;
+use stale::StaleAttributes;
 
 /// Inode numbers are never used twice, so every inode is of the first generation.
 const GENERATION: Generation = Generation(0);
@@ -77,6 +83,7 @@ pub struct Adapter {
 struct Core {
     volume: Arc<Volume>,
     writers: Writers,
+    stale: StaleAttributes,
     /// A request has panicked; changes are refused from then on.
     broken: AtomicBool,
 }
@@ -89,6 +96,7 @@ impl Adapter {
             core: Arc::new(Core {
                 volume,
                 writers: Writers::default(),
+                stale: StaleAttributes::default(),
                 broken: AtomicBool::new(false),
             }),
             options,
@@ -226,6 +234,23 @@ impl Core {
             return Err(convert::errno(&Error::ReadOnly));
         }
         self.run(request, ino, body)
+    }
+
+    /// Answers when `ino` is durable, which may be later and on another thread.
+    fn answer_fsync(&self, request: &'static str, ino: Ino, reply: ReplyEmpty) {
+        self.stale.tell(ino);
+        let then = Box::new(move |outcome: Result<()>| match outcome {
+            Ok(()) => reply.ok(),
+            Err(error) => {
+                tracing::error!(request, inode = ino.0, "{error}");
+                reply.error(convert::errno(&error));
+            }
+        });
+        // A panic leaves the reply to its destructor, which answers EIO.
+        let _ = self.run(request, ino, |volume| {
+            volume.fsync_then(ino, then);
+            Ok(())
+        });
     }
 
     /// Answers a seek for data or a hole.

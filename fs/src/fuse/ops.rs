@@ -419,7 +419,11 @@ impl Filesystem for Adapter {
             Ok(())
         });
         match result {
-            Ok(()) => reply.written(data.len() as u32),
+            Ok(()) => {
+                self.core.stale.note(ino);
+                reply.written(data.len() as u32);
+                self.core.volume.answered();
+            }
             Err(errno) => reply.error(errno),
         }
     }
@@ -443,6 +447,7 @@ impl Filesystem for Adapter {
         if self.makes_dirty(flags.0) {
             self.core.writers.remove(ino);
         }
+        self.core.stale.tell(ino);
         let result = self.core.run("release", ino, |volume| {
             volume.release(ino);
             Ok(())
@@ -451,11 +456,7 @@ impl Filesystem for Adapter {
     }
 
     fn fsync(&self, _: &Request, ino: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
-        let ino = convert::ino(ino);
-        answer(
-            reply,
-            self.core.run("fsync", ino, |volume| volume.fsync(ino)),
-        );
+        self.core.answer_fsync("fsync", convert::ino(ino), reply);
     }
 
     fn opendir(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
@@ -534,11 +535,7 @@ impl Filesystem for Adapter {
     }
 
     fn fsyncdir(&self, _: &Request, dir: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
-        let dir = convert::ino(dir);
-        answer(
-            reply,
-            self.core.run("fsyncdir", dir, |volume| volume.fsync(dir)),
-        );
+        self.core.answer_fsync("fsyncdir", convert::ino(dir), reply);
     }
 
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {

@@ -19,7 +19,7 @@ use nix::sys::signal::{SigSet, Signal};
 
 use super::mountinfo::{self, DeviceNumber, FSTYPE};
 use super::options::MountOptions;
-use super::{Adapter, dirty};
+use super::{Adapter, dirty, stale};
 use crate::volume::Volume;
 
 /// How long requests in flight may take when a busy mount is detached.
@@ -149,14 +149,15 @@ fn connect(
     let (adapter, seeks) = Adapter::new(volume, options.clone());
     let core = Arc::clone(&adapter.core);
     let session = Session::from_fd(adapter, fuse, SessionACL::All, config)?;
+    stale::start(&core, session.notifier())?;
     let write_back = dirty::start(core, seeks, session.notifier())?;
     Ok((session, write_back))
 }
 
-/// One event loop per processor, within reason: fewer than two would let one slow request stop
-/// the mount.
+/// Two event loops per processor and at least eight: a loop that reads the device waits for it, so
+/// their number is how many reads the device gets at a time.
 fn default_threads() -> usize {
-    thread::available_parallelism().map_or(2, |n| n.get().clamp(2, 16))
+    thread::available_parallelism().map_or(8, |n| (2 * n.get()).clamp(8, 32))
 }
 
 fn kernel_options(fuse: &File, options: &MountOptions) -> String {

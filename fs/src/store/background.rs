@@ -230,7 +230,7 @@ impl Store {
             && self.background.dirty.swap(false, Ordering::Relaxed)
         {
             *last_commit = Instant::now();
-            self.sync(self.position())?;
+            self.sync_unasked(self.position())?;
         }
         let version = self.background.pressure.version.load(Ordering::Relaxed);
         let old = last_checkpoint.elapsed() >= CHECKPOINT_INTERVAL && version != *checkpointed;

@@ -12,7 +12,6 @@ use super::open_chunk::OpenChunk;
 use super::scan::{FoundChunk, read_chunk};
 use super::{Counters, Store, Txn};
 use crate::error::{Error, Result};
-use crate::format::checkpoint::ZoneUse;
 use crate::format::chunk::{Class, Payload};
 use crate::types::{BLOCK_SIZE, Ino, Lba, ZoneId};
 

@@ -1,9 +1,17 @@
 //! Shared commits.
 //!
-//! The first thread that wants something durable becomes the leader: it seals the open chunk,
-//! writes what is not on the device and flushes. Whoever comes meanwhile waits; their transactions
-//! gather in the next chunk, and the first of them to wake leads the next commit for all. So the
-//! number of flushes per second stays what the device can do, and their size grows with the load.
+//! The first request that wants something durable makes its thread the leader: it seals the open
+//! chunk, writes what is not on the device and flushes. Requests that come meanwhile leave a
+//! completion and take no thread; their transactions gather in the next chunk, which the leader
+//! commits for all of them when it is done. So the number of flushes per second stays what the
+//! device can do, and their size grows with the load.
+//!
+//! *Anticipation.* A client that syncs after every so many transactions, always as many, gets its
+//! commit started when the last of them has been answered; the request to sync then finds it under
+//! way. The rhythm must have held [`STREAK_MIN`] times in a row; a deviation (the kernel's update
+//! of a file time now and then) halves the count, so that a commit nobody asked for is rare.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use parking_lot::{Condvar, Mutex};
 
@@ -11,68 +19,179 @@ use super::{Counters, Store};
 use crate::error::{Error, Result};
 use crate::types::Sequence;
 
+/// Times a rhythm must have repeated to be trusted.
+const STREAK_MIN: u32 = 4;
+/// Repetitions that are remembered.
+const STREAK_MAX: u32 = 16;
+/// Longest rhythm, in transactions: longer ones gain nothing.
+const RHYTHM_MAX: u32 = 4;
+
+/// What happens when a commit has ended.
+pub type Completion = Box<dyn FnOnce(Result<()>) + Send>;
+
 #[derive(Default)]
 struct State {
-    /// Every chunk before this one is durable.
-    durable: u64,
     leading: bool,
+    /// Positions that are waited for, and who is told.
+    waiting: Vec<(Sequence, Completion)>,
 }
 
 #[derive(Default)]
 pub(super) struct Commits {
+    /// Every chunk before this one is durable.
+    durable: AtomicU64,
     state: Mutex<State>,
     ended: Condvar,
+    rhythm: Rhythm,
+}
+
+/// How many transactions there are between two requests to sync.
+#[derive(Default)]
+struct Rhythm {
+    since: AtomicU32,
+    expected: AtomicU32,
+    streak: AtomicU32,
+}
+
+impl Rhythm {
+    fn note_transaction(&self) {
+        self.since.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn note_request(&self) {
+        let since = self.since.swap(0, Ordering::Relaxed);
+        let streak = self.streak.load(Ordering::Relaxed);
+        if since == self.expected.load(Ordering::Relaxed) {
+            self.streak
+                .store((streak + 1).min(STREAK_MAX), Ordering::Relaxed);
+        } else {
+            self.streak.store(streak / 2, Ordering::Relaxed);
+            if streak == 0 {
+                self.expected.store(since, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Whether a request to sync is what comes next.
+    fn is_due(&self) -> bool {
+        let since = self.since.load(Ordering::Relaxed);
+        (1..=RHYTHM_MAX).contains(&since)
+            && since == self.expected.load(Ordering::Relaxed)
+            && self.streak.load(Ordering::Relaxed) >= STREAK_MIN
+    }
 }
 
 impl Commits {
     pub(super) fn new(durable: u64) -> Commits {
         Commits {
-            state: Mutex::new(State {
-                durable,
-                leading: false,
-            }),
-            ended: Condvar::new(),
+            durable: AtomicU64::new(durable),
+            ..Commits::default()
         }
+    }
+
+    /// A transaction has been committed to the log.
+    pub(super) fn note_transaction(&self) {
+        self.rhythm.note_transaction();
     }
 }
 
 impl Store {
+    /// The first position that is not known to be durable.
+    #[must_use]
+    pub fn durable(&self) -> Sequence {
+        Sequence(self.commits.durable.load(Ordering::Acquire))
+    }
+
     /// Waits until everything up to `position` is durable.
     ///
     /// # Errors
-    /// Device errors, after which the store is read-only.
+    /// `CommitFailed` after a device error; the store is read-only then.
     pub fn sync(&self, position: Sequence) -> Result<()> {
+        self.note_request();
+        self.sync_unasked(position)
+    }
+
+    /// As [`Store::sync`], returning at once if another thread is committing; `then` is called
+    /// when it is done, on whichever thread that is.
+    pub fn sync_then(&self, position: Sequence, then: Completion) {
+        self.note_request();
+        if position < self.durable() {
+            return then(Ok(()));
+        }
+        let mut state = self.commits.state.lock();
+        state.waiting.push((position, then));
+        if !state.leading {
+            state.leading = true;
+            drop(state);
+            self.lead();
+        }
+    }
+
+    /// Starts the commit that is about to be asked for, if the rhythm says so. Called when a
+    /// request that changed something has been answered.
+    pub fn anticipate(&self) {
+        if !self.commits.rhythm.is_due() {
+            return;
+        }
+        let mut state = self.commits.state.lock();
+        if !state.leading && !self.is_read_only() {
+            state.leading = true;
+            drop(state);
+            self.lead();
+        }
+    }
+
+    fn note_request(&self) {
         Counters::add(&self.counters.sync_calls, 1);
+        self.commits.rhythm.note_request();
+    }
+
+    /// As [`Store::sync`], for the store's own purposes.
+    pub(super) fn sync_unasked(&self, position: Sequence) -> Result<()> {
         let mut state = self.commits.state.lock();
         loop {
-            if state.durable > position.0 {
+            if position < self.durable() {
                 return Ok(());
             }
             if self.latched.lock().is_some() {
-                return Err(Error::ReadOnly);
+                return Err(Error::CommitFailed);
             }
             if !state.leading {
-                break;
+                state.leading = true;
+                drop(state);
+                self.lead();
+                state = self.commits.state.lock();
+            } else {
+                self.commits.ended.wait(&mut state);
             }
-            self.commits.ended.wait(&mut state);
         }
-        state.leading = true;
-        drop(state);
-        let outcome = self.latch("commit", self.commit_all());
-        let mut state = self.commits.state.lock();
-        state.leading = false;
-        if let Ok(durable) = &outcome {
-            state.durable = state.durable.max(*durable);
-        }
-        drop(state);
-        self.commits.ended.notify_all();
-        outcome.map(drop)
     }
 
-    /// Whether everything up to `position` is durable already.
-    #[must_use]
-    pub fn is_durable(&self, position: Sequence) -> bool {
-        self.commits.state.lock().durable > position.0
+    /// Commits until nobody waits. The caller has made itself the leader.
+    fn lead(&self) {
+        let guard = LeaderGuard(self);
+        loop {
+            let outcome = self.latch("commit", self.commit_all());
+            if let Ok(durable) = outcome {
+                self.commits.durable.fetch_max(durable, Ordering::AcqRel);
+            }
+            let mut state = self.commits.state.lock();
+            let (done, waiting) = std::mem::take(&mut state.waiting)
+                .into_iter()
+                .partition::<Vec<_>, _>(|(at, _)| outcome.is_err() || *at < self.durable());
+            state.leading = !waiting.is_empty();
+            let more = state.leading;
+            state.waiting = waiting;
+            drop(state);
+            self.commits.ended.notify_all();
+            for (_, then) in done {
+                then(outcome.as_ref().map(drop).map_err(|_| Error::CommitFailed));
+            }
+            if !more {
+                std::mem::forget(guard);
+                return;
+            }
+        }
     }
 
     /// Seals the open chunk and makes everything durable; returns the sequence of the next chunk.
@@ -97,5 +216,54 @@ impl Store {
             self.relocate_failed()?;
         }
         Ok(())
+    }
+}
+
+/// Steps down if the leader panics, so that nobody waits for it for ever.
+struct LeaderGuard<'a>(&'a Store);
+
+impl Drop for LeaderGuard<'_> {
+    fn drop(&mut self) {
+        self.0.latch_read_only("a commit panicked");
+        let mut state = self.0.commits.state.lock();
+        state.leading = false;
+        let waiting = std::mem::take(&mut state.waiting);
+        drop(state);
+        self.0.commits.ended.notify_all();
+        for (_, then) in waiting {
+            then(Err(Error::CommitFailed));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rhythm_is_trusted_after_it_repeated_and_not_when_it_alternates() {
+        let rhythm = Rhythm::default();
+        let step = |transactions| {
+            for _ in 0..transactions {
+                rhythm.note_transaction();
+            }
+            rhythm.note_request();
+        };
+        (0..=STREAK_MIN).for_each(|_| step(1));
+        assert!(
+            !rhythm.is_due(),
+            "nothing has changed since the last request"
+        );
+        rhythm.note_transaction();
+        assert!(rhythm.is_due());
+        rhythm.note_transaction();
+        assert!(
+            !rhythm.is_due(),
+            "another transaction came instead of a request"
+        );
+        rhythm.note_request();
+        (0..10).for_each(|i| step(1 + i % 2));
+        rhythm.note_transaction();
+        assert!(!rhythm.is_due(), "the rhythm is gone");
     }
 }

@@ -53,6 +53,7 @@ pub use crate::catalog::Value;
 use anchor::Anchors;
 use background::Background;
 use commit::Commits;
+pub use commit::Completion;
 use open_chunk::{OpenChunk, Sealed};
 pub use txn::Txn;
 use view::Pins;

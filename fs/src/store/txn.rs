@@ -233,6 +233,7 @@ impl Txn<'_> {
         let position = self.head().position();
         self.let_go();
         store.background.note_commit();
+        store.commits.note_transaction();
         Ok(position)
     }
 

@@ -5,13 +5,12 @@
 //! had to, never for less.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
 use super::Volume;
 use crate::error::Result;
-use crate::store::Txn;
+use crate::store::{Completion, Txn};
 use crate::types::{Ino, Sequence};
 
 const SHARDS: usize = 64;
@@ -24,18 +23,25 @@ struct Shard {
     others: Option<Sequence>,
 }
 
+impl Shard {
+    fn prune(&mut self, durable: Sequence) {
+        self.last_change.retain(|_, position| *position >= durable);
+        if self.last_change.len() > SHARD_INODES / 2 {
+            let newest = self.last_change.drain().map(|(_, position)| position);
+            self.others = newest.max().max(self.others);
+        }
+    }
+}
+
 /// Positions of last changes.
 pub(super) struct Positions {
     shards: Vec<Mutex<Shard>>,
-    /// Everything below this position is durable.
-    durable_end: AtomicU64,
 }
 
 impl Positions {
     pub(super) fn new() -> Positions {
         Positions {
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
-            durable_end: AtomicU64::new(0),
         }
     }
 
@@ -43,39 +49,21 @@ impl Positions {
         &self.shards[ino.0 as usize % SHARDS]
     }
 
-    fn changed(&self, ino: Ino, position: Sequence) {
+    /// Notes a change of `ino`; everything before `durable` is durable.
+    fn changed(&self, ino: Ino, position: Sequence, durable: Sequence) {
         let mut shard = self.shard(ino).lock();
         let known = shard.last_change.entry(ino).or_insert(position);
         *known = position.max(*known);
         if shard.last_change.len() > SHARD_INODES {
-            self.prune(&mut shard);
-        }
-    }
-
-    fn prune(&self, shard: &mut Shard) {
-        shard
-            .last_change
-            .retain(|_, position| !self.is_durable(*position));
-        if shard.last_change.len() > SHARD_INODES / 2 {
-            let newest = shard.last_change.drain().map(|(_, position)| position);
-            shard.others = newest.max().max(shard.others);
+            shard.prune(durable);
         }
     }
 
     /// The position to wait for; `None` if all is durable.
-    fn pending(&self, ino: Ino) -> Option<Sequence> {
+    fn pending(&self, ino: Ino, durable: Sequence) -> Option<Sequence> {
         let shard = self.shard(ino).lock();
         let position = shard.last_change.get(&ino).copied().or(shard.others)?;
-        (!self.is_durable(position)).then_some(position)
-    }
-
-    fn is_durable(&self, position: Sequence) -> bool {
-        position.0 < self.durable_end.load(Ordering::Acquire)
-    }
-
-    fn synced(&self, position: Sequence) {
-        self.durable_end
-            .fetch_max(position.0.saturating_add(1), Ordering::AcqRel);
+        (position >= durable).then_some(position)
     }
 
     /// Drops an inode that is gone.
@@ -89,7 +77,7 @@ impl Volume {
     pub(super) fn commit(&self, txn: Txn<'_>, inodes: &[Ino]) -> Result<()> {
         let position = txn.commit()?;
         for &ino in inodes {
-            self.positions.changed(ino, position);
+            self.positions.changed(ino, position, self.store.durable());
         }
         Ok(())
     }
@@ -99,12 +87,25 @@ impl Volume {
     /// # Errors
     /// Device errors, after which the filesystem is read-only.
     pub fn fsync(&self, ino: Ino) -> Result<()> {
-        let Some(position) = self.positions.pending(ino) else {
+        let Some(position) = self.positions.pending(ino, self.store.durable()) else {
             return Ok(());
         };
-        self.store.sync(position)?;
-        self.positions.synced(position);
-        Ok(())
+        self.store.sync(position)
+    }
+
+    /// As [`Volume::fsync`], without keeping the thread if another one is committing: `then` is
+    /// called with the outcome, on whichever thread ends the commit.
+    pub fn fsync_then(&self, ino: Ino, then: Completion) {
+        match self.positions.pending(ino, self.store.durable()) {
+            Some(position) => self.store.sync_then(position, then),
+            None => then(Ok(())),
+        }
+    }
+
+    /// Tells the volume that the answer to a change has been given: time to start what is likely
+    /// to be asked next.
+    pub fn answered(&self) {
+        self.store.anticipate();
     }
 
     /// Makes everything durable.
@@ -113,9 +114,7 @@ impl Volume {
     /// Device errors, after which the filesystem is read-only.
     pub fn sync(&self) -> Result<()> {
         let position = self.store.position();
-        self.store.sync(position)?;
-        self.positions.synced(position);
-        Ok(())
+        self.store.sync(position)
     }
 }
 
@@ -126,12 +125,11 @@ mod tests {
     #[test]
     fn unchanged_and_durable_inodes_wait_for_nothing() {
         let positions = Positions::new();
-        assert_eq!(positions.pending(Ino(5)), None);
-        positions.changed(Ino(5), Sequence(7));
-        positions.changed(Ino(5), Sequence(6));
-        assert_eq!(positions.pending(Ino(5)), Some(Sequence(7)));
-        positions.synced(Sequence(7));
-        assert_eq!(positions.pending(Ino(5)), None);
+        assert_eq!(positions.pending(Ino(5), Sequence(1)), None);
+        positions.changed(Ino(5), Sequence(7), Sequence(1));
+        positions.changed(Ino(5), Sequence(6), Sequence(1));
+        assert_eq!(positions.pending(Ino(5), Sequence(7)), Some(Sequence(7)));
+        assert_eq!(positions.pending(Ino(5), Sequence(8)), None);
     }
 
     #[test]
@@ -139,10 +137,10 @@ mod tests {
         let positions = Positions::new();
         let count = 2 * (SHARDS * SHARD_INODES) as u64;
         for ino in 1..=count {
-            positions.changed(Ino(ino), Sequence(ino));
+            positions.changed(Ino(ino), Sequence(ino), Sequence(0));
         }
         for ino in 1..=count {
-            assert!(positions.pending(Ino(ino)).unwrap() >= Sequence(ino));
+            assert!(positions.pending(Ino(ino), Sequence(0)).unwrap() >= Sequence(ino));
         }
         let held: usize = positions
             .shards

@@ -149,6 +149,7 @@ impl FileDevice {
             image::write_header(&claimed.file, &header).map_err(io_error)?;
             mapped = Some(table);
         }
+        let flusher = Flusher::new(&claimed.file, claimed.layout.data)?;
         let table = ZoneTable::restore(geometry, claimed.zones).map_err(Error::BadImage)?;
         Ok(FileDevice(Arc::new(Inner {
             path: path.to_owned(),
@@ -161,7 +162,7 @@ impl FileDevice {
             order: (0..geometry.zones).map(|_| Mutex::default()).collect(),
             flushes: AtomicU64::new(0),
             pool: if read_only { None } else { Pool::new().ok() },
-            flusher: Flusher::new(),
+            flusher,
         })))
     }
 
@@ -448,7 +449,7 @@ impl ZonedDevice for FileDevice {
     fn flush(&self) -> Result<()> {
         let kind = self.0.begin_flush();
         let synced = match kind {
-            FlushKind::DataOnly => self.0.flusher.flush(&self.0.meta, self.0.layout.data),
+            FlushKind::DataOnly => self.0.flusher.flush(),
             FlushKind::PageCache | FlushKind::WithTable { .. } => self.0.meta.sync_data(),
         };
         synced.map_err(|source| self.0.io_error("flushing", source))?;
