@@ -1,8 +1,8 @@
 //! WarrenFS: a log-structured filesystem for zoned storage.
 //!
-//! Arrows point at what a module may use: `fuse` and `cli` -> `volume` -> `log` -> {`catalog`,
-//! `format`} -> `types`. Only `fuse` knows that FUSE exists; everything below it runs and is tested
-//! without a mount.
+//! `fuse` and `cli` stand on `volume`, which stands on `store` (the log), which stands on `catalog`
+//! and `format`. Only `fuse` knows that FUSE exists; everything below it runs and is tested without
+//! a mount. `ARCHITECTURE.md` has the map, what may use what, and the invariants.
 
 pub mod catalog;
 pub mod cli;

@@ -4,7 +4,7 @@
 //! standard configuration (little-endian, integers of variable length: most fields of most inodes
 //! are small, and small records make flat trees); bytes of a name, a value or contents follow raw
 //! up to the end of the record. Whatever does not decode to exactly its length is
-//! [`Error::Corrupt`]; no bytes make this module panic. `docs/records-format.md` describes the
+//! [`Error::Corrupt`]; no bytes make this module panic. `docs/on-disk-format.md` describes the
 //! same for a reader without the code. Extent records are in `store::extent`.
 
 use serde::de::DeserializeOwned;
