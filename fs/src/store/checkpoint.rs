@@ -135,7 +135,7 @@ impl Store {
             }
             head.durable.number + 1
         };
-        self.device.flush()?;
+        self.flush_device()?;
         self.commits.note_durable(snapshot.next_sequence);
         let root = written.root();
         let checkpoint = Checkpoint {

@@ -172,6 +172,7 @@ impl Store {
             written: Vec::new(),
         };
         let mut at = 0;
+        let mut damaged = None;
         while at < end {
             let found = read_chunk(
                 &*self.device,
@@ -180,17 +181,23 @@ impl Store {
                 end - at,
             )?;
             let Some(chunk) = found else {
-                tracing::error!(
-                    "zone {zone}: the chunk header at LBA {} is damaged; what is live behind it stays",
-                    start.plus(at)
-                );
-                self.head.write().zones.retire(zone);
+                damaged = Some(start.plus(at));
                 break;
             };
             at += chunk.info.blocks;
             self.move_chunk(&chunk, &mut relocation)?;
         }
         relocation.finish()?;
+        if let Some(lba) = damaged {
+            // The torn end a power cut left behind holds nothing; damage does.
+            let mut head = self.head.write();
+            if head.zones.get(zone).live > 0 {
+                tracing::error!(
+                    "zone {zone}: the chunk header at LBA {lba} is damaged; what is live behind it stays"
+                );
+                head.zones.retire(zone);
+            }
+        }
         Counters::add(&self.counters.zones_collected, 1);
         Ok(())
     }
@@ -306,7 +313,7 @@ impl Relocation<'_> {
         if self.written.is_empty() {
             return Ok(());
         }
-        self.store.device.flush()?;
+        self.store.flush_device()?;
         for group in self.written.chunks(MOVES_PER_TRANSACTION) {
             let mut txn = self.store.begin_at_once()?;
             for run in group {

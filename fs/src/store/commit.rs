@@ -42,6 +42,7 @@ pub(super) struct Commits {
     durable: AtomicU64,
     state: Mutex<State>,
     ended: Condvar,
+    pub(super) flushing: Mutex<()>,
     /// The leader has a chunk in flight on the queue of its own.
     early: AtomicBool,
     rhythm: Rhythm,
@@ -231,9 +232,19 @@ impl Store {
             head.next_sequence
         };
         self.write_before(next)?;
-        self.device.flush()?;
+        self.flush_device()?;
         Counters::add(&self.counters.commits, 1);
         Ok(next)
+    }
+
+    /// Flushes the device. One flush at a time: after one has failed none may succeed, since the
+    /// device may have dropped what it could not write.
+    pub(super) fn flush_device(&self) -> Result<()> {
+        let _one_at_a_time = self.commits.flushing.lock();
+        if self.latched.lock().is_some() {
+            return Err(Error::CommitFailed);
+        }
+        self.latch("flush", self.device.flush().map_err(Error::from))
     }
 
     /// Writes every chunk before `sequence`; chunks whose write fails are sent elsewhere.

@@ -119,6 +119,10 @@ impl Store {
     /// `BadImage`, corruption, device errors.
     pub fn open(device: Arc<dyn ZonedDevice>, options: &StoreOptions) -> Result<Arc<Store>> {
         let limits = Limits::new(&*device, options.cache_bytes)?;
+        if !options.read_only {
+            // A process that died may have left writes that can be read and are not durable yet.
+            device.flush()?;
+        }
         let FoundCheckpoint {
             superblock,
             checkpoint,
@@ -365,13 +369,14 @@ fn find_log(
     zones: &mut ZoneTable,
 ) -> Result<Log> {
     let mut log = Log::default();
+    let mut unwritable = Vec::new();
     for info in device.report(ZoneId(0), device.geometry().zones)? {
         let zone = *zones.get(info.zone);
         if zone.usage == ZoneUse::Anchor {
             continue;
         }
-        if matches!(info.state, ZoneState::Offline | ZoneState::ReadOnly) {
-            if info.state == ZoneState::Offline && zone.live > 0 {
+        if info.state == ZoneState::Offline {
+            if zone.live > 0 {
                 tracing::error!(
                     "zone {} is offline with {} live blocks",
                     info.zone,
@@ -380,6 +385,10 @@ fn find_log(
             }
             zones.retire(info.zone);
             continue;
+        }
+        if info.state == ZoneState::ReadOnly {
+            // It may have taken chunks before it became so.
+            unwritable.push(info.zone);
         }
         // An emptied zone may have been reset, and used again, since the checkpoint.
         let from = match zone.usage {
@@ -407,6 +416,9 @@ fn find_log(
             zones,
             &mut log,
         )?;
+    }
+    for zone in unwritable {
+        zones.retire(zone);
     }
     for (origin, _, _) in &log.moved {
         let zone = zones.of(*origin);
