@@ -486,7 +486,7 @@ fn umount_by_others_ends_the_daemon() {
     while let Err(error) = nix::mount::umount(&dir) {
         assert_eq!(error, nix::errno::Errno::EBUSY);
         assert!(begun.elapsed() < Duration::from_secs(10), "busy for ever");
-        thread::sleep(Duration::from_millis(20));
+        std::thread::sleep(Duration::from_millis(20));
     }
     assert_eq!(child.wait().unwrap().code(), Some(0));
 }
