@@ -1,7 +1,7 @@
 //! Checkpoint records, appended to the anchor zones.
 //!
-//! A record is a whole number of blocks: [`RecordHeader`], the bincode-encoded [`Checkpoint`],
-//! zeros, and at the very end of the last block a [`RecordTrailer`], so that the newest record is
+//! A record is a whole number of blocks: a header, the bincode-encoded [`Checkpoint`],
+//! zeros, and at the very end of the last block a trailer, so that the newest record is
 //! found from the write pointer backwards. The header's CRC32C covers header and body; the trailer
 //! repeats it and has one of its own, so that of a damaged record it is still known how far the log
 //! reached.
