@@ -14,7 +14,7 @@ use warren_fs::format::record::{
     self, EntryRecord, InodeRecord, MAX_FRAGMENT, MAX_INLINE, Timestamp, XattrRecord,
 };
 use warren_fs::format::superblock::{self, LABEL_MAX, Superblock};
-use warren_fs::store::extent::{Backing, Extent, MAX_FILE_SIZE, MAX_MAPPED};
+use warren_fs::store::extent::{Backing, Extent, MAX_MAPPED};
 use warren_fs::store::{ZONE_CAPACITY_MIN, ZONES_MIN};
 use warren_fs::types::{BLOCK_SIZE, Ino, Lba, Sequence};
 use zns_backend::Geometry;
@@ -128,9 +128,22 @@ fn chunk_sample() -> Vec<u8> {
         .collect();
     let crcs = [11, 12, 13];
     let mut buffer = vec![0x5a; CHUNK_BLOCKS as usize * BLOCK_SIZE];
-    let info = (Sequence(99), Class::Hot, Lba(1024), Lba(512));
+    let identity = Identity {
+        sequence: Sequence(99),
+        durable: Sequence(98),
+        class: Class::Hot,
+        lba: Lba(1024),
+        origin: Lba(512),
+    };
     let count = transactions.len() as u32;
-    let blocks = chunk::seal(&mut buffer, &FSID, info, &payload, &crcs, (count, &encoded));
+    let blocks = chunk::seal(
+        &mut buffer,
+        &FSID,
+        &identity,
+        &payload,
+        &crcs,
+        (count, &encoded),
+    );
     buffer.truncate(blocks as usize * BLOCK_SIZE);
 
     let header = chunk::parse_header(&buffer, Lba(1024), &FSID).expect("a header");

@@ -169,14 +169,6 @@ impl Checkpoint {
         })
     }
 
-    /// If `block` begins a record: how many blocks that has.
-    #[must_use]
-    pub fn parse_start(block: &[u8]) -> Option<u64> {
-        let (header, _) = RecordHeader::read_from_prefix(block).ok()?;
-        let blocks = u64::from(header.blocks.get());
-        (header.magic == MAGIC && (1..=RECORD_BLOCKS_MAX).contains(&blocks)).then_some(blocks)
-    }
-
     /// Reads and checks a record.
     ///
     /// # Errors
@@ -286,7 +278,6 @@ mod tests {
             let trailer = Checkpoint::parse_trailer(last).unwrap();
             assert_eq!((trailer.number, trailer.reached), (9, 77));
             assert_eq!(trailer.blocks as usize, bytes.len() / BLOCK_SIZE);
-            assert_eq!(Checkpoint::parse_start(&bytes), Some(trailer.blocks));
             assert_eq!(
                 Checkpoint::parse(&bytes, &[1; 16], &geometry(zones as u32)).unwrap(),
                 record
