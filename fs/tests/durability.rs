@@ -276,6 +276,7 @@ fn flipped_bit_in_the_newest_superblock_is_noticed() {
         "superblock",
     );
 }
+
 #[test]
 fn flipped_bit_in_a_chunk_before_other_synced_chunks_is_noticed() {
     let device = formatted();
@@ -313,4 +314,34 @@ fn nothing_is_acknowledged_after_a_failed_flush() {
         !outcome.recv().unwrap(),
         "the next flush says nothing about it"
     );
+}
+
+#[test]
+fn newest_checkpoint_is_found_whichever_of_its_copies_is_damaged() {
+    let device = with_history_that_only_the_newest_checkpoint_knows();
+    let (_, record) = last_write(&device, |zone| zone.0 < 2);
+    for (block, bit) in [(0, 1000), (1, 1000), (0, 32_700), (1, 32_700)] {
+        let damaged = with_flipped_bit(&device, record.plus(block), bit);
+        let store = open(&damaged).expect("one copy is sound");
+        assert!(holds(&store, 1) && holds(&store, 2), "{block} {bit}");
+    }
+}
+
+#[test]
+fn chunk_that_a_second_zone_tore_too_is_read_from_the_third() {
+    for blocks in 1..5 {
+        let device = formatted();
+        let store = open(&device).unwrap();
+        write(&store, 0, 8).unwrap();
+        let writes = device.counts().0;
+        device.inject(When::Nth(writes), Fault::TearWrite { blocks });
+        device.inject(When::Nth(writes + 1), Fault::TearWrite { blocks });
+        put(&store, 1);
+        assert_eq!(device.counts().0, writes + 3, "the third write succeeded");
+        let store = open(&power_cut(&device)).unwrap();
+        assert!(holds(&store, 1));
+        let mut data = vec![0; 8 * BLOCK_SIZE];
+        store.view().read_blocks(FILE, 0, &mut data).unwrap();
+        assert!(data.iter().all(|byte| *byte == 7), "{blocks} blocks stored");
+    }
 }
