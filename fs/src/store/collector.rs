@@ -70,9 +70,8 @@ impl Store {
             let next = self.head.read().next_sequence;
             self.latch("collection", self.write_before(next))?;
             // A victim that did not take them is retired: its pointer counts what is not there.
-            let retired = |zone: &ZoneId| {
-                self.head.read().zones.get(*zone).usage == ZoneUse::Retired
-            };
+            let retired =
+                |zone: &ZoneId| self.head.read().zones.get(*zone).usage == ZoneUse::Retired;
             batch.retain(|zone| !retired(zone));
             let mut failed = false;
             for zone in &batch {
