@@ -18,6 +18,7 @@
 
 mod convert;
 mod dirty;
+mod gate;
 pub mod mountinfo;
 mod ops;
 pub mod options;
@@ -40,6 +41,7 @@ use crate::types::Ino;
 use crate::volume::Volume;
 use crate::volume::types::{Attributes, Seek};
 use dirty::{PendingSeek, Writers};
+use gate::Gate;
 use options::MountOptions;
 use stale::StaleAttributes;
 
@@ -77,6 +79,7 @@ pub struct Adapter {
     /// Writes are gathered in the page cache, and the kernel owns size and times of files.
     writeback: bool,
     seeks: Sender<PendingSeek>,
+    gate: Arc<Gate>,
 }
 
 /// What the event loops share with the thread of [`dirty`].
@@ -90,7 +93,11 @@ struct Core {
 
 impl Adapter {
     /// An adapter of `volume`, and the queue of requests for [`dirty::start`].
-    fn new(volume: Arc<Volume>, options: MountOptions) -> (Adapter, Receiver<PendingSeek>) {
+    fn new(
+        volume: Arc<Volume>,
+        options: MountOptions,
+        gate: Arc<Gate>,
+    ) -> (Adapter, Receiver<PendingSeek>) {
         let (seeks, pending) = dirty::queue();
         let adapter = Adapter {
             core: Arc::new(Core {
@@ -103,6 +110,7 @@ impl Adapter {
             no_opendir: false,
             writeback: false,
             seeks,
+            gate,
         };
         (adapter, pending)
     }

@@ -128,6 +128,7 @@ impl Filesystem for Adapter {
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let _turn = self.gate.turn();
         let parent = convert::ino(parent);
         let result = self.core.run("lookup", parent, |volume| {
             // "." is asked of files too, when an exported file handle is resolved.
@@ -161,6 +162,7 @@ impl Filesystem for Adapter {
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        let _turn = self.gate.turn();
         let ino = convert::ino(ino);
         match self.core.run("getattr", ino, |volume| volume.getattr(ino)) {
             Ok(found) => reply.attr(&self.options.attr_timeout, &convert::attributes(&found)),
@@ -186,6 +188,7 @@ impl Filesystem for Adapter {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
+        let _turn = self.gate.turn();
         let ino = convert::ino(ino);
         let caller = convert::caller(request, 0);
         let mut set = SetAttributes {
@@ -233,6 +236,7 @@ impl Filesystem for Adapter {
         rdev: u32,
         reply: ReplyEntry,
     ) {
+        let _turn = self.gate.turn();
         let (parent, caller) = (convert::ino(parent), convert::caller(request, umask));
         let result = self.change_entries("mknod", parent, |volume| {
             volume.mknod(&caller, parent, name.as_bytes(), mode, rdev)
@@ -249,6 +253,7 @@ impl Filesystem for Adapter {
         umask: u32,
         reply: ReplyEntry,
     ) {
+        let _turn = self.gate.turn();
         let (parent, caller) = (convert::ino(parent), convert::caller(request, umask));
         let result = self.change_entries("mkdir", parent, |volume| {
             volume.mkdir(&caller, parent, name.as_bytes(), mode)
@@ -257,6 +262,7 @@ impl Filesystem for Adapter {
     }
 
     fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let _turn = self.gate.turn();
         let (parent, caller) = (convert::ino(parent), convert::caller(request, 0));
         let result = self.change_entries("unlink", parent, |volume| {
             volume.unlink(&caller, parent, name.as_bytes())
@@ -265,6 +271,7 @@ impl Filesystem for Adapter {
     }
 
     fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let _turn = self.gate.turn();
         let (parent, caller) = (convert::ino(parent), convert::caller(request, 0));
         let result = self.change_entries("rmdir", parent, |volume| {
             volume.rmdir(&caller, parent, name.as_bytes())
@@ -298,6 +305,7 @@ impl Filesystem for Adapter {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
+        let _turn = self.gate.turn();
         let (parent, new_parent) = (convert::ino(parent), convert::ino(new_parent));
         let (from, to) = (name.as_bytes(), new_name.as_bytes());
         let caller = convert::caller(request, 0);
@@ -317,6 +325,7 @@ impl Filesystem for Adapter {
     }
 
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let _turn = self.gate.turn();
         let (ino, caller) = (convert::ino(ino), convert::caller(request, 0));
         let truncate = flags.0 & libc::O_TRUNC != 0;
         let open = |volume: &Volume| volume.open_handle(&caller, ino, truncate);
@@ -347,6 +356,7 @@ impl Filesystem for Adapter {
         flags: i32,
         reply: ReplyCreate,
     ) {
+        let _turn = self.gate.turn();
         let (parent, caller) = (convert::ino(parent), convert::caller(request, umask));
         let result = self.change_entries("create", parent, |volume| {
             let file = create_or_find(volume, &caller, parent, name.as_bytes(), mode, flags)?;
@@ -379,8 +389,10 @@ impl Filesystem for Adapter {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        let _turn = self.gate.turn();
         let ino = convert::ino(ino);
         READ_BUFFER.with_borrow_mut(|buffer| {
+            let _absence = self.gate.step_out();
             let result = self.core.run("read", ino, |volume| {
                 volume.read(ino, offset, size as usize, buffer)
             });
@@ -403,6 +415,7 @@ impl Filesystem for Adapter {
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
+        let _turn = self.gate.turn();
         let ino = convert::ino(ino);
         let from_cache = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
         let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
@@ -422,6 +435,7 @@ impl Filesystem for Adapter {
             Ok(()) => {
                 self.core.stale.note(ino);
                 let answer = || reply.written(data.len() as u32);
+                let _absence = self.gate.step_out();
                 self.core.volume.answer_change(answer);
             }
             Err(errno) => reply.error(errno),
@@ -443,6 +457,7 @@ impl Filesystem for Adapter {
         _: bool,
         reply: ReplyEmpty,
     ) {
+        let _turn = self.gate.turn();
         let ino = convert::ino(ino);
         if self.makes_dirty(flags.0) {
             self.core.writers.remove(ino);
@@ -456,6 +471,8 @@ impl Filesystem for Adapter {
     }
 
     fn fsync(&self, _: &Request, ino: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        let _turn = self.gate.turn();
+        let _absence = self.gate.step_out();
         self.core.answer_fsync("fsync", convert::ino(ino), reply);
     }
 
@@ -476,6 +493,7 @@ impl Filesystem for Adapter {
         cookie: u64,
         mut reply: ReplyDirectory,
     ) {
+        let _turn = self.gate.turn();
         let dir = convert::ino(dir);
         let result = self.core.run("readdir", dir, |volume| {
             volume.readdir(dir, cookie, &mut |entry| {
@@ -502,6 +520,7 @@ impl Filesystem for Adapter {
         cookie: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
+        let _turn = self.gate.turn();
         let dir = convert::ino(dir);
         let timeout = self.options.attr_timeout.min(self.options.entry_timeout);
         let result = self.core.run("readdirplus", dir, |volume| {
@@ -571,6 +590,7 @@ impl Filesystem for Adapter {
     }
 
     fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let _turn = self.gate.turn();
         self.get_xattr(ino, name, size, reply);
     }
 

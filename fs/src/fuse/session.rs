@@ -17,6 +17,7 @@ use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::{SigSet, Signal};
 
+use super::gate::Gate;
 use super::mountinfo::{self, DeviceNumber, FSTYPE};
 use super::options::MountOptions;
 use super::{Adapter, dirty, stale};
@@ -138,26 +139,29 @@ pub fn mount_volume(
     }
 }
 
+/// Connects the adapter to the kernel. By default there are two event loops per processor and at
+/// least eight, since one that reads the device waits for it and their number is how many reads the
+/// device gets at a time; the [`Gate`] has no more of them wait for requests than there are
+/// processors.
 fn connect(
     volume: Arc<Volume>,
     fuse: OwnedFd,
     options: &MountOptions,
 ) -> io::Result<(Session<Adapter>, JoinHandle<()>)> {
     let mut config = Config::default();
-    config.n_threads = Some(options.threads.unwrap_or_else(default_threads));
+    let processors = thread::available_parallelism().map_or(2, |n| n.get());
+    let threads = options
+        .threads
+        .unwrap_or_else(|| (2 * processors).clamp(8, 32));
+    config.n_threads = Some(threads);
     config.clone_fd = true;
-    let (adapter, seeks) = Adapter::new(volume, options.clone());
+    let gate = Gate::new(processors);
+    let (adapter, seeks) = Adapter::new(volume, options.clone(), gate);
     let core = Arc::clone(&adapter.core);
     let session = Session::from_fd(adapter, fuse, SessionACL::All, config)?;
     stale::start(&core, session.notifier())?;
     let write_back = dirty::start(core, seeks, session.notifier())?;
     Ok((session, write_back))
-}
-
-/// Two event loops per processor and at least eight: a loop that reads the device waits for it, so
-/// their number is how many reads the device gets at a time.
-fn default_threads() -> usize {
-    thread::available_parallelism().map_or(8, |n| (2 * n.get()).clamp(8, 32))
 }
 
 fn kernel_options(fuse: &File, options: &MountOptions) -> String {

@@ -1,0 +1,153 @@
+//! How many event loops wait for requests.
+//!
+//! The kernel hands requests to waiting threads in turn, so a crowd of them means that every
+//! request wakes another one, with cold caches; but a thread that waits for the device serves
+//! nobody, and the device wants many reads at a time. So only a few threads wait for requests, and
+//! the rest are parked here. A thread that is going to wait for the device steps out; if it was
+//! the last one serving, a parked thread takes its place.
+//!
+//! Invariant: as long as a thread is parked, another one that has had a turn serves or is going to.
+//! When its event loop ends, the mount is gone, and all parked threads are let out to notice.
+
+use std::cell::OnceCell;
+use std::sync::Arc;
+
+use parking_lot::{Condvar, Mutex};
+
+#[derive(Default)]
+struct State {
+    /// Threads that have had a turn and wait for requests, or work on one without waiting for the
+    /// device.
+    serving: usize,
+    parked: usize,
+    /// Parked threads that have been called and have not come out yet.
+    called: usize,
+    /// Nobody is parked any more.
+    open: bool,
+}
+
+thread_local! {
+    /// Opens the gate when the event loop of this thread has ended.
+    static LOOP_END: OnceCell<LoopEnd> = const { OnceCell::new() };
+}
+
+struct LoopEnd(Arc<Gate>);
+
+impl Drop for LoopEnd {
+    fn drop(&mut self) {
+        self.0.open();
+    }
+}
+
+/// Keeps the number of serving threads small.
+pub(super) struct Gate {
+    state: Mutex<State>,
+    call: Condvar,
+    /// Threads that may serve without one being parked.
+    keep: usize,
+}
+
+/// One request of an event loop; when it ends, the thread parks if there are too many.
+pub(super) struct Turn<'a>(&'a Gate);
+
+/// A wait for the device inside a [`Turn`].
+pub(super) struct Absence<'a>(&'a Gate);
+
+impl Gate {
+    /// A gate that has `keep` (at least one) threads serve.
+    pub(super) fn new(keep: usize) -> Arc<Gate> {
+        Arc::new(Gate {
+            state: Mutex::default(),
+            call: Condvar::new(),
+            keep: keep.max(1),
+        })
+    }
+
+    /// A request begins on this event loop.
+    pub(super) fn turn(self: &Arc<Gate>) -> Turn<'_> {
+        LOOP_END.with(|end| {
+            end.get_or_init(|| {
+                self.state.lock().serving += 1;
+                LoopEnd(Arc::clone(self))
+            });
+        });
+        Turn(self)
+    }
+
+    /// The thread may wait for the device until the result is dropped.
+    pub(super) fn step_out(&self) -> Absence<'_> {
+        let mut state = self.state.lock();
+        state.serving -= 1;
+        if state.serving == 0 && state.parked > state.called {
+            state.called += 1;
+            state.serving += 1;
+            self.call.notify_one();
+        }
+        Absence(self)
+    }
+
+    fn open(&self) {
+        self.state.lock().open = true;
+        self.call.notify_all();
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let mut state = self.0.state.lock();
+        if state.serving <= self.0.keep || state.open {
+            return;
+        }
+        state.serving -= 1;
+        state.parked += 1;
+        while state.called == 0 && !state.open {
+            self.0.call.wait(&mut state);
+        }
+        state.called = state.called.saturating_sub(1);
+        state.parked -= 1;
+    }
+}
+
+impl Drop for Absence<'_> {
+    fn drop(&mut self) {
+        self.0.state.lock().serving += 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parked_thread(gate: &Arc<Gate>) -> std::thread::JoinHandle<()> {
+        let before = gate.state.lock().parked;
+        let gate_of_thread = Arc::clone(gate);
+        let thread = std::thread::spawn(move || drop(gate_of_thread.turn()));
+        while gate.state.lock().parked == before {
+            std::thread::yield_now();
+        }
+        thread
+    }
+
+    #[test]
+    fn a_parked_thread_takes_the_place_of_the_last_one_that_steps_out() {
+        let gate = Gate::new(1);
+        gate.state.lock().serving = 1;
+        let other = parked_thread(&gate);
+        assert_eq!(gate.state.lock().serving, 1);
+        let absence = gate.step_out();
+        other.join().unwrap();
+        assert_eq!(gate.state.lock().serving, 1);
+        drop(absence);
+        assert_eq!(gate.state.lock().serving, 2);
+    }
+
+    #[test]
+    fn the_end_of_an_event_loop_lets_everybody_out() {
+        let gate = Gate::new(1);
+        gate.state.lock().serving = 1;
+        let others = [parked_thread(&gate), parked_thread(&gate)];
+        drop(LoopEnd(Arc::clone(&gate)));
+        others.into_iter().for_each(|thread| thread.join().unwrap());
+        assert_eq!(gate.state.lock().parked, 0);
+    }
+}
