@@ -9,6 +9,9 @@ pub const BLOCK_SIZE: usize = 4096;
 /// [`BLOCK_SIZE`] as `u64`.
 pub const BLOCK: u64 = BLOCK_SIZE as u64;
 
+/// Largest file size in bytes, 16 TiB.
+pub const MAX_FILE_SIZE: u64 = 16 << 40;
+
 /// Inode number. 1 is the root directory; 0 is never used.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,

@@ -9,14 +9,16 @@ use std::fmt::Write;
 
 use warren_fs::catalog::{self, Key, Kind, NodeCache, NodeSource, Page, Tree};
 use warren_fs::format::checkpoint::{Checkpoint, RECORD_BLOCKS_MAX, ZoneRecord, ZoneUse};
-use warren_fs::format::chunk::{self, CHUNK_BLOCKS, ChunkHeader, Class, Op, Payload, Transaction};
+use warren_fs::format::chunk::{
+    self, CHUNK_BLOCKS, ChunkHeader, Class, Identity, Op, Payload, Transaction,
+};
 use warren_fs::format::record::{
     self, EntryRecord, InodeRecord, MAX_FRAGMENT, MAX_INLINE, Timestamp, XattrRecord,
 };
 use warren_fs::format::superblock::{self, LABEL_MAX, Superblock};
-use warren_fs::store::extent::{Backing, Extent, MAX_FILE_SIZE, MAX_MAPPED};
+use warren_fs::store::extent::{Backing, Extent, MAX_MAPPED};
 use warren_fs::store::{ZONE_CAPACITY_MIN, ZONES_MIN};
-use warren_fs::types::{BLOCK_SIZE, Ino, Lba, Sequence};
+use warren_fs::types::{BLOCK_SIZE, Ino, Lba, MAX_FILE_SIZE, Sequence};
 use zns_backend::Geometry;
 
 const DOCUMENT: &str = include_str!("../../docs/on-disk-format.md");
@@ -39,17 +41,20 @@ fn table(heading: &str) -> Vec<Vec<String>> {
         .collect()
 }
 
-fn superblock_sample() -> Vec<u8> {
-    let geometry = Geometry {
+fn geometry(zones: u32) -> Geometry {
+    Geometry {
         block_size: 4096,
-        zones: 24,
+        zones,
         zone_size: 512,
         zone_capacity: 400,
         max_open: 8,
         max_active: 10,
         max_append: 0,
-    };
-    let superblock = Superblock::new(&geometry, FSID, "sample", 1_000_000_000);
+    }
+}
+
+fn superblock_sample() -> Vec<u8> {
+    let superblock = Superblock::new(&geometry(24), FSID, "sample", 1_000_000_000);
     superblock.expect("the label is short").to_block()
 }
 
@@ -66,7 +71,11 @@ fn checkpoint_sample() -> Vec<u8> {
     let zone = |(at, usage): (usize, &ZoneUse)| ZoneRecord {
         usage: *usage,
         pointer: 300 + at as u64,
-        live: 200 + at as u64,
+        live: if matches!(usage, ZoneUse::Anchor | ZoneUse::Free) {
+            0
+        } else {
+            200 + at as u64
+        },
         age: 100 + at as u64,
     };
     let checkpoint = Checkpoint {
@@ -80,8 +89,9 @@ fn checkpoint_sample() -> Vec<u8> {
         clean: true,
         zones: usages.iter().enumerate().map(zone).collect(),
     };
-    let bytes = checkpoint.to_blocks(&FSID);
-    let back = Checkpoint::parse(&bytes, &FSID, usages.len() as u32);
+    let bytes = checkpoint.to_blocks(&FSID, 8);
+    let geometry = geometry(usages.len() as u32);
+    let back = Checkpoint::parse(&bytes, &FSID, &geometry);
     assert_eq!(back.expect("a record that was just made"), checkpoint);
     bytes
 }
@@ -128,9 +138,22 @@ fn chunk_sample() -> Vec<u8> {
         .collect();
     let crcs = [11, 12, 13];
     let mut buffer = vec![0x5a; CHUNK_BLOCKS as usize * BLOCK_SIZE];
-    let info = (Sequence(99), Class::Hot, Lba(1024), Lba(512));
+    let identity = Identity {
+        sequence: Sequence(99),
+        durable: Sequence(98),
+        class: Class::Hot,
+        lba: Lba(1024),
+        origin: Lba(512),
+    };
     let count = transactions.len() as u32;
-    let blocks = chunk::seal(&mut buffer, &FSID, info, &payload, &crcs, (count, &encoded));
+    let blocks = chunk::seal(
+        &mut buffer,
+        &FSID,
+        &identity,
+        &payload,
+        &crcs,
+        (count, &encoded),
+    );
     buffer.truncate(blocks as usize * BLOCK_SIZE);
 
     let header = chunk::parse_header(&buffer, Lba(1024), &FSID).expect("a header");
@@ -259,7 +282,7 @@ fn constants_are_the_documented_ones() {
     let chunk = chunk_sample();
     let (leaf, inner) = node_samples();
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    let trailer = checkpoint.len() - 32;
+    let trailer = checkpoint.len() - 40;
     let body_bytes = u32::from_le_bytes(checkpoint[32..36].try_into().expect("four bytes"));
     // Three of the seven zones have a class.
     assert_eq!(

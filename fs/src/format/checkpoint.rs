@@ -1,7 +1,7 @@
 //! Checkpoint records, appended to the anchor zones.
 //!
-//! A record is a whole number of blocks: [`RecordHeader`], the bincode-encoded [`Checkpoint`],
-//! zeros, and at the very end of the last block a [`RecordTrailer`], so that the newest record is
+//! A record is a whole number of blocks: a header, the bincode-encoded [`Checkpoint`],
+//! zeros, and at the very end of the last block a trailer, so that the newest record is
 //! found from the write pointer backwards. The header's CRC32C covers header and body; the trailer
 //! repeats it and has one of its own, so that of a damaged record it is still known how far the log
 //! reached.
@@ -169,14 +169,6 @@ impl Checkpoint {
         })
     }
 
-    /// If `block` begins a record: how many blocks that has.
-    #[must_use]
-    pub fn parse_start(block: &[u8]) -> Option<u64> {
-        let (header, _) = RecordHeader::read_from_prefix(block).ok()?;
-        let blocks = u64::from(header.blocks.get());
-        (header.magic == MAGIC && (1..=RECORD_BLOCKS_MAX).contains(&blocks)).then_some(blocks)
-    }
-
     /// Reads and checks a record.
     ///
     /// # Errors
@@ -286,7 +278,6 @@ mod tests {
             let trailer = Checkpoint::parse_trailer(last).unwrap();
             assert_eq!((trailer.number, trailer.reached), (9, 77));
             assert_eq!(trailer.blocks as usize, bytes.len() / BLOCK_SIZE);
-            assert_eq!(Checkpoint::parse_start(&bytes), Some(trailer.blocks));
             assert_eq!(
                 Checkpoint::parse(&bytes, &[1; 16], &geometry(zones as u32)).unwrap(),
                 record

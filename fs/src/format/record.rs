@@ -12,8 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::catalog::{Key, MAX_VALUE};
 use crate::error::{Error, Result};
-use crate::store::extent::MAX_FILE_SIZE;
-use crate::types::Ino;
+use crate::types::{Ino, MAX_FILE_SIZE};
 
 /// Bytes of contents, symlink target or attribute value that one fragment holds.
 pub const MAX_FRAGMENT: usize = MAX_VALUE - 1;

@@ -2,12 +2,12 @@
 //!
 //! Zones 0 and 1 take checkpoint records in turn. Each starts with the superblock, whose
 //! generation grows with every switch. A switch resets the other zone, writes superblock and
-//! record there and flushes; until then the full zone holds the newest record, afterwards it is
-//! only the older copy. So a sound record exists at every moment.
+//! record there; until the flush that follows the full zone holds the newest durable record, afterwards
+//! it has only older ones. So a sound record exists at every moment.
 //!
-//! A record that does not check is torn, and was of no consequence, or damaged: then zones may have
-//! been reset since the record before it. Its trailer tells how far the log reaches that the older
-//! record must lead to; recovery compares.
+//! Every record is written twice, in one write. If neither copy checks, the record is torn, and was
+//! of no consequence, or damaged: then zones may have been reset since the record before it. Its
+//! trailer tells how far the log reaches that the older record must lead to; recovery compares.
 
 use std::sync::Arc;
 
@@ -161,9 +161,14 @@ impl Anchors {
         Ok(false)
     }
 
-    /// Appends a record and makes it durable. Every chunk of the log before `reached` is durable.
+    /// Appends a record, which counts when the device has been flushed. Every chunk of the log before
+    /// `reached` is durable.
     pub(super) fn append(&mut self, checkpoint: &Checkpoint, reached: u64) -> Result<()> {
-        let record = checkpoint.to_blocks(&self.superblock.fsid, reached);
+        // Twice: the record before this one may lead to zones that were reset since. A power cut can
+        // tear both copies, while nothing has been reset; damage later is not to reach both.
+        let record = checkpoint
+            .to_blocks(&self.superblock.fsid, reached)
+            .repeat(2);
         let blocks = (record.len() / BLOCK_SIZE) as u64;
         let geometry = *self.device.geometry();
         if blocks + 1 > geometry.zone_capacity {
@@ -177,7 +182,7 @@ impl Anchors {
             match self.device.write(lba, &record) {
                 Ok(()) => {
                     self.pointer += blocks;
-                    return Ok(self.device.flush()?);
+                    return Ok(());
                 }
                 Err(error) => {
                     tracing::error!(
@@ -212,7 +217,6 @@ impl Anchors {
         superblock.generation = generation.into();
         self.device.write(start, &superblock.to_block())?;
         self.device.write(start.plus(1), record)?;
-        self.device.flush()?;
         self.superblock = superblock;
         self.current = next;
         self.pointer = 1 + blocks;
@@ -235,16 +239,10 @@ fn find_records(
     while end > 1 {
         device.read(start.plus(end - 1), &mut block)?;
         let trailer = Checkpoint::parse_trailer(&block);
-        let extent = match (trailer, Checkpoint::parse_start(&block)) {
-            (Some(trailer), _) => Some((end.saturating_sub(trailer.blocks), trailer.blocks)),
-            // The trailer may be damaged and the record not.
-            (None, Some(blocks)) => Some((end - 1, blocks)),
-            (None, None) => None,
-        };
-        if let Some((at, blocks)) = extent
-            && at > 0
-            && at + blocks <= pointer
+        if let Some(Trailer { blocks, .. }) = trailer
+            && blocks < end
         {
+            let at = end - blocks;
             let mut record = vec![0; blocks as usize * BLOCK_SIZE];
             device.read(start.plus(at), &mut record)?;
             match Checkpoint::parse(&record, fsid, geometry) {

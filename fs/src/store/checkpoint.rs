@@ -150,6 +150,7 @@ impl Store {
             zones,
         };
         self.anchors.lock().append(&checkpoint, reached)?;
+        self.flush_device()?;
         written.publish(&self.cache);
         let mut head = self.head.write();
         let report = head.tree.adopt(written);

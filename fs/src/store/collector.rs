@@ -12,6 +12,7 @@ use super::open_chunk::OpenChunk;
 use super::scan::{FoundChunk, read_chunk};
 use super::{Counters, Store, Txn};
 use crate::error::{Error, Result};
+use crate::format::checkpoint::ZoneUse;
 use crate::format::chunk::{Class, Payload};
 use crate::types::{BLOCK_SIZE, Ino, Lba, ZoneId};
 
@@ -61,13 +62,17 @@ impl Store {
         }
         let mut tried = Vec::new();
         while freed < goal {
-            let batch = self.pick_victims(goal - freed, &tried);
+            let mut batch = self.pick_victims(goal - freed, &tried);
             if batch.is_empty() {
                 break;
             }
             // The last chunks of a victim may still be on their way.
             let next = self.head.read().next_sequence;
             self.latch("collection", self.write_before(next))?;
+            // A victim that did not take them is retired: its pointer counts what is not there.
+            let retired =
+                |zone: &ZoneId| self.head.read().zones.get(*zone).usage == ZoneUse::Retired;
+            batch.retain(|zone| !retired(zone));
             let mut failed = false;
             for zone in &batch {
                 // A victim that cannot be read, or a zone that does not take the copies: others may

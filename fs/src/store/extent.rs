@@ -12,11 +12,10 @@ use crate::catalog::{Key, Kind};
 use crate::error::{Error, Result};
 use crate::types::{BLOCK_SIZE, Ino, Lba};
 
+pub use crate::types::MAX_FILE_SIZE;
+
 /// Most blocks in one mapped extent: 128 checksums make a record of 525 bytes.
 pub const MAX_MAPPED: u64 = 128;
-
-/// Largest file size in bytes, 16 TiB.
-pub const MAX_FILE_SIZE: u64 = 16 << 40;
 
 /// What stands behind the blocks of an extent.
 #[derive(Clone, Debug, PartialEq, Eq)]

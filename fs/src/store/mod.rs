@@ -7,9 +7,9 @@
 //! newer than the one before and a record of where the root is.
 //!
 //! Locks, in the order they are taken: `maintenance` (checkpoints and collection, one at a time) ->
-//! `commit` (the leader of a group commit holds no lock during I/O) -> `head` (the newest version;
-//! a transaction holds it for writing) -> the writer's own. A [`View`] takes `head` for reading
-//! for an instant and no lock afterwards.
+//! `head` (the newest version; a transaction holds it for writing) -> the writer's own. `flushing` is
+//! held while the device flushes, never together with `head`. The leader of a commit holds no other
+//! lock during I/O. A [`View`] takes `head` for reading for an instant and no lock afterwards.
 //!
 //! Invariants:
 //! 1. Transactions are recorded in chunks of class *hot* in the order in which they changed the tree; the

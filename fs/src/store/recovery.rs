@@ -45,7 +45,10 @@ const FIRST_SEQUENCE: u64 = 1;
 #[derive(Default)]
 struct Log {
     chunks: BTreeMap<u64, FoundChunk>,
-    /// Failed writes that were repeated elsewhere: origin, blocks, new address.
+    /// Other copies of these chunks: writes that failed and stored something nevertheless.
+    others: Vec<FoundChunk>,
+    /// Where chunks were meant to be, by their first write or a later one that failed: that address,
+    /// blocks, address of the copy that counts.
     moved: Vec<(Lba, u64, Lba)>,
     /// Highest sequence number seen.
     newest: u64,
@@ -420,6 +423,7 @@ fn find_log(
     for zone in unwritable {
         zones.retire(zone);
     }
+    choose_copies(device, &mut log)?;
     for (origin, _, _) in &log.moved {
         let zone = zones.of(*origin);
         if !(ANCHORS..device.geometry().zones).contains(&zone.0) {
@@ -521,11 +525,42 @@ fn look_behind(
 }
 
 fn keep_chunk(chunk: FoundChunk, log: &mut Log) {
-    let info = &chunk.info;
-    if info.origin != info.lba {
-        log.moved.push((info.origin, info.blocks, info.lba));
-        log.chunks.insert(info.sequence.0, chunk);
-    } else {
-        log.chunks.entry(info.sequence.0).or_insert(chunk);
+    use std::collections::btree_map::Entry;
+    match log.chunks.entry(chunk.info.sequence.0) {
+        Entry::Vacant(place) => {
+            place.insert(chunk);
+        }
+        Entry::Occupied(_) => log.others.push(chunk),
     }
+}
+
+/// Decides which copy of a chunk counts, if a write failed and was repeated elsewhere, perhaps more
+/// than once. A write that failed may have stored the header and not the payload; the catalog may
+/// have had addresses in any copy. So a sound one that was moved counts, and addresses in all others
+/// are moved to it. The first place alone says nothing: what came later has new addresses.
+fn choose_copies(device: &dyn ZonedDevice, log: &mut Log) -> Result<()> {
+    let mut displaced = Vec::new();
+    for other in std::mem::take(&mut log.others) {
+        let Some(held) = log.chunks.get_mut(&other.info.sequence.0) else {
+            continue;
+        };
+        let better = other.is_moved() && !(held.is_moved() && held.payload_is_sound(device)?);
+        let loser = if better {
+            std::mem::replace(held, other)
+        } else {
+            other
+        };
+        displaced.push(loser.info);
+    }
+    let moved = log.chunks.values().filter(|chunk| chunk.is_moved());
+    log.moved = moved
+        .map(|FoundChunk { info, .. }| (info.origin, info.blocks, info.lba))
+        .collect();
+    for info in displaced {
+        let counts = log.chunks.get(&info.sequence.0).map(|held| held.info.lba);
+        if let Some(lba) = counts.filter(|_| info.origin != info.lba) {
+            log.moved.push((info.lba, info.blocks, lba));
+        }
+    }
+    Ok(())
 }

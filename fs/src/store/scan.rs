@@ -54,6 +54,11 @@ impl FoundChunk {
         self.info.lba.plus(1)
     }
 
+    /// Whether it stands elsewhere than it was first meant to.
+    pub(crate) fn is_moved(&self) -> bool {
+        self.info.origin != self.info.lba
+    }
+
     /// Whether every payload block is what the payload table says.
     pub(crate) fn payload_is_sound(&self, device: &dyn ZonedDevice) -> Result<bool> {
         let blocks = self.info.payload_blocks;
