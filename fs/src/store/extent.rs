@@ -10,9 +10,7 @@ use std::ops::ControlFlow;
 use super::{Records, Txn};
 use crate::catalog::{Key, Kind};
 use crate::error::{Error, Result};
-use crate::types::{BLOCK_SIZE, Ino, Lba};
-
-pub use crate::types::MAX_FILE_SIZE;
+use crate::types::{BLOCK_SIZE, Ino, Lba, MAX_FILE_SIZE};
 
 /// Most blocks in one mapped extent: 128 checksums make a record of 525 bytes.
 pub const MAX_MAPPED: u64 = 128;

@@ -6,7 +6,8 @@ use super::{METADATA_BLOCKS, Volume, inode, xattr};
 use crate::error::{Error, Result};
 use crate::format::record::{InodeRecord, MAX_INLINE};
 use crate::store::Txn;
-use crate::store::extent::{self, MAX_FILE_BLOCKS, MAX_FILE_SIZE};
+use crate::store::extent::{self, MAX_FILE_BLOCKS};
+use crate::types::MAX_FILE_SIZE;
 use crate::types::{BLOCK, BLOCK_SIZE, Ino};
 
 /// Bytes that [`Volume::copy_range`] copies per transaction.

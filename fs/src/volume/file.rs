@@ -13,8 +13,9 @@ use super::{METADATA_BLOCKS, Volume, inode, xattr};
 use crate::catalog::{Key, Kind};
 use crate::error::{Error, Result};
 use crate::format::record::{InodeRecord, MAX_INLINE, decode_inline, encode_inline};
-use crate::store::extent::{Backing, MAX_FILE_SIZE, for_each_extent};
+use crate::store::extent::{Backing, for_each_extent};
 use crate::store::{Records, Txn, View};
+use crate::types::MAX_FILE_SIZE;
 use crate::types::{BLOCK, BLOCK_SIZE, Ino, Lba};
 use std::ops::ControlFlow;
 
