@@ -10,7 +10,7 @@ from harness import ROOT, TARGET, Skip, case, need, run, shell
 def fio(bench, *arguments):
     need("fio")
     run("fio", "--name=verify", f"--directory={bench.dir}", "--size=48M", "--bsrange=1k-64k",
-        "--verify=crc32c", "--verify_fatal=1", "--rw=randwrite", "--randseed=42",
+        "--verify=crc32c", "--verify_state_save=0", "--verify_fatal=1", "--rw=randwrite", "--randseed=42",
         "--end_fsync=1", *arguments, timeout=300)
 
 
