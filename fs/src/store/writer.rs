@@ -171,15 +171,7 @@ impl Writer {
             return self.give_up_queue();
         }
         for completion in completions {
-            let sealed = self
-                .state
-                .lock()
-                .outstanding
-                .get(&completion.token)
-                .cloned();
-            if let Some(sealed) = sealed {
-                self.complete(&sealed, completion.result);
-            }
+            self.complete_token(completion);
         }
     }
 
@@ -235,7 +227,7 @@ impl Writer {
         let mut failed = std::mem::take(&mut state.failed);
         failed.sort_by_key(|sealed| sealed.sequence);
         for sealed in &failed {
-            state.blocks -= sealed.blocks;
+            state.blocks = state.blocks.saturating_sub(sealed.blocks);
         }
         failed
     }
@@ -325,6 +317,19 @@ impl Writer {
         }
     }
 
+    /// Ends the write a queue was given; one that was given up meanwhile is nobody's any more.
+    fn complete_token(&self, completion: Completion) {
+        let sealed = self
+            .state
+            .lock()
+            .outstanding
+            .get(&completion.token)
+            .cloned();
+        if let Some(sealed) = sealed {
+            self.complete(&sealed, completion.result);
+        }
+    }
+
     fn complete(&self, sealed: &Arc<Sealed>, result: zns_backend::Result<Lba>) {
         let mut state = self.state.lock();
         let lane = state.lanes.entry(sealed.zone).or_default();
@@ -336,7 +341,7 @@ impl Writer {
                     finish = lane.finish;
                     state.lanes.remove(&sealed.zone);
                 }
-                state.blocks -= sealed.blocks;
+                state.blocks = state.blocks.saturating_sub(sealed.blocks);
                 state.outstanding.remove(&sealed.sequence);
                 state.resident.remove(&sealed.lba);
                 self.resident_count
@@ -399,15 +404,7 @@ impl Writer {
                 if completion.token == STOP {
                     return;
                 }
-                let sealed = self
-                    .state
-                    .lock()
-                    .outstanding
-                    .get(&completion.token)
-                    .cloned();
-                if let Some(sealed) = sealed {
-                    self.complete(&sealed, completion.result);
-                }
+                self.complete_token(completion);
             }
             self.kick();
         }
