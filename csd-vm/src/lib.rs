@@ -1,0 +1,10 @@
+//! An emulated computational storage device: it loads BPF kernels, checks and compiles them, and
+//! runs them next to the blocks of a zoned device.
+//!
+//! Modelled on the command set of NVMe Computational Programs (TP4091): a program is loaded,
+//! activated, executed with a request and the ranges of storage it may touch, deactivated and
+//! unloaded; every execution ends with a completion status and statistics. The host (the
+//! filesystem) says which blocks make up what a kernel sees; the device knows zones and blocks,
+//! never a path, an inode table or a lock.
+
+pub mod request;
