@@ -15,11 +15,11 @@ use crate::types::Ino;
 pub(super) struct Pins(Mutex<BTreeMap<u64, usize>>);
 
 impl Pins {
-    fn add(&self, version: u64) {
+    pub(super) fn add(&self, version: u64) {
         *self.0.lock().entry(version).or_default() += 1;
     }
 
-    fn remove(&self, version: u64) {
+    pub(super) fn remove(&self, version: u64) {
         let mut pins = self.0.lock();
         if let Some(count) = pins.get_mut(&version) {
             *count -= 1;
