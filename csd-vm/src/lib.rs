@@ -7,4 +7,12 @@
 //! filesystem) says which blocks make up what a kernel sees; the device knows zones and blocks,
 //! never a path, an inode table or a lock.
 
+pub mod activation;
+pub mod device;
+mod queue;
 pub mod request;
+pub mod stats;
+
+pub use activation::Activation;
+pub use device::{Device, DeviceConfig, DeviceError, Finished, LoadError, LoadedProgram};
+pub use stats::{DeviceCounters, Statistics};
