@@ -19,11 +19,11 @@ const CAP_DAC_READ_SEARCH: u64 = 1 << 2;
 
 /// A process: its PID, which is used again, and when it started (in clock ticks since boot).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ProcessId {
+pub(super) struct ProcessId {
     /// Number of the thread group.
-    pub pid: u32,
+    pub(super) pid: u32,
     /// When it started.
-    pub started: u64,
+    pub(super) started: u64,
 }
 
 /// What `/proc/PID/stat` tells.
@@ -45,7 +45,7 @@ impl ProcessId {
     ///
     /// # Errors
     /// `NoProcess`.
-    pub fn of(thread: u32) -> Result<ProcessId> {
+    pub(super) fn of(thread: u32) -> Result<ProcessId> {
         let status = Status::read(thread).ok_or(Error::NoProcess(thread))?;
         let pid = status.thread_group;
         let stat = Stat::read(pid).ok_or(Error::NoProcess(thread))?;
@@ -57,51 +57,53 @@ impl ProcessId {
 
     /// Whether a thread belongs to it. `false` if the thread is gone.
     #[must_use]
-    pub fn has_thread(self, thread: u32) -> bool {
+    pub(super) fn has_thread(self, thread: u32) -> bool {
         let path = format!("/proc/{}/task/{thread}", self.pid);
         (thread == self.pid || fs::exists(path).unwrap_or(false)) && self.is_alive()
     }
 
     /// Whether it is still the process with its PID.
     #[must_use]
-    pub fn is_alive(self) -> bool {
+    pub(super) fn is_alive(self) -> bool {
         Stat::read(self.pid).is_some_and(|stat| stat.started == self.started)
     }
 
-    /// Whether it descends from `ancestor`, through parents that are all still there.
+    /// How many generations it is away from an `ancestor`; `None` if that is none.
     #[must_use]
-    pub fn descends_from(self, ancestor: ProcessId) -> bool {
+    pub(super) fn generations_to(self, ancestor: ProcessId) -> Option<usize> {
         let mut at = self;
-        for _ in 0..GENERATIONS_MAX {
-            let Some(stat) = Stat::read(at.pid).filter(|stat| stat.started == at.started) else {
-                return false;
-            };
-            let Some(parent) = Stat::read(stat.parent) else {
-                return false;
-            };
-            // A parent that started later is another process with a number that was used again.
-            if stat.parent <= 1 || parent.started > at.started {
-                return false;
+        for generation in 1..=GENERATIONS_MAX {
+            let stat = Stat::read(at.pid).filter(|stat| stat.started == at.started)?;
+            if stat.parent <= 1 {
+                return None;
+            }
+            let started = Stat::read(stat.parent)?.started;
+            if started > at.started {
+                // Another process, with a number that was used again.
+                return None;
             }
             at = ProcessId {
                 pid: stat.parent,
-                started: parent.started,
+                started,
             };
             if at == ancestor {
-                return true;
+                return Some(generation);
             }
         }
-        false
+        None
     }
 
     /// A descriptor that becomes readable when the process ends.
     ///
     /// # Errors
     /// `NoProcess` if it has ended.
-    pub fn watch(self) -> Result<OwnedFd> {
+    pub(super) fn watch(self) -> Result<OwnedFd> {
         // SAFETY: pidfd_open takes numbers and touches no memory of ours.
         let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, self.pid, 0) };
-        let fd = i32::try_from(fd).ok().filter(|fd| *fd >= 0).ok_or(Error::NoProcess(self.pid))?;
+        let fd = i32::try_from(fd)
+            .ok()
+            .filter(|fd| *fd >= 0)
+            .ok_or(Error::NoProcess(self.pid))?;
         // SAFETY: the call has just returned this descriptor, and nobody else knows it.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
         // The descriptor is of this very process if that is there after the descriptor was made.
@@ -113,7 +115,7 @@ impl ProcessId {
 
     /// Whether all user IDs of the process are `uid`, so that this user may act for it.
     #[must_use]
-    pub fn belongs_to(self, uid: u32) -> bool {
+    pub(super) fn belongs_to(self, uid: u32) -> bool {
         Status::read(self.pid).is_some_and(|status| {
             !status.user_ids.is_empty() && status.user_ids.iter().all(|id| *id == uid)
         })
@@ -124,7 +126,7 @@ impl ProcessId {
     ///
     /// # Errors
     /// When its descriptors cannot be listed.
-    pub fn open_flags(self, (major, minor): (u32, u32), ino: u64) -> io::Result<Vec<i32>> {
+    pub(super) fn open_flags(self, (major, minor): (u32, u32), ino: u64) -> io::Result<Vec<i32>> {
         let mounts = fs::read_to_string(format!("/proc/{}/mountinfo", self.pid))?;
         let device = format!("{major}:{minor}");
         let mounts: HashSet<&str> = mounts
@@ -161,7 +163,7 @@ impl ProcessId {
 /// Privileges count only in the user namespace of this process: in another one they say nothing
 /// about files of this filesystem.
 #[must_use]
-pub fn credentials(thread: u32, uid: u32, gid: u32) -> Credentials {
+pub(super) fn credentials(thread: u32, uid: u32, gid: u32) -> Credentials {
     let mut credentials = Credentials {
         uid,
         gid,
@@ -265,16 +267,18 @@ mod tests {
         io::BufRead::read_line(&mut out, &mut line).unwrap();
         let child = ProcessId::of(shell.id()).unwrap();
         let grandchild = ProcessId::of(line.trim().parse().unwrap()).unwrap();
-        assert!(child.descends_from(myself()) && grandchild.descends_from(myself()));
-        assert!(!myself().descends_from(child) && !child.descends_from(child));
+        assert_eq!(child.generations_to(myself()), Some(1));
+        assert_eq!(grandchild.generations_to(myself()), Some(2));
+        assert_eq!(myself().generations_to(child), None);
+        assert_eq!(child.generations_to(child), None);
         let reused = ProcessId {
             started: child.started + 1,
             ..child
         };
-        assert!(!grandchild.descends_from(reused));
+        assert_eq!(grandchild.generations_to(reused), None);
         shell.kill().unwrap();
         assert!(!child.is_alive(), "a zombie has ended");
-        assert!(!grandchild.descends_from(myself()));
+        assert_eq!(grandchild.generations_to(myself()), None);
         shell.wait().unwrap();
         assert_eq!(child.watch().unwrap_err().errno(), libc::ESRCH);
         Command::new("kill").arg(line.trim()).status().unwrap();
@@ -303,6 +307,9 @@ mod tests {
 
     #[test]
     fn a_process_that_does_not_exist_is_named() {
-        assert!(matches!(ProcessId::of(0x7fff_fff0), Err(Error::NoProcess(_))));
+        assert!(matches!(
+            ProcessId::of(0x7fff_fff0),
+            Err(Error::NoProcess(_))
+        ));
     }
 }

@@ -132,7 +132,10 @@ impl Value {
             ("view", None) => self.view = true,
             ("view", Some(_)) => return Err(bad("option 'view' takes no value".into())),
             ("owner", Some(value)) => {
-                let pid = value.parse().ok().filter(|pid| (1..=i32::MAX as u32).contains(pid));
+                let pid = value
+                    .parse()
+                    .ok()
+                    .filter(|pid| (1..=i32::MAX as u32).contains(pid));
                 self.owner = Some(pid.ok_or_else(|| bad(format!("owner: '{value}' is no PID")))?);
             }
             ("arg", Some(list)) => {
@@ -145,7 +148,10 @@ impl Value {
                 }
             }
             ("timeout_ms", Some(value)) => {
-                let ms = value.parse().ok().filter(|ms| (1..=TIMEOUT_MS_MAX).contains(ms));
+                let ms = value
+                    .parse()
+                    .ok()
+                    .filter(|ms| (1..=TIMEOUT_MS_MAX).contains(ms));
                 let ms = ms.ok_or_else(|| {
                     bad(format!(
                         "timeout_ms: '{value}' is no number from 1 to {TIMEOUT_MS_MAX}"
@@ -187,7 +193,9 @@ fn parse_kernel(text: &[u8]) -> Result<KernelFile> {
     if !text.iter().all(u8::is_ascii_digit) {
         return Ok(KernelFile::Path(text.to_vec()));
     }
-    let number = std::str::from_utf8(text).ok().and_then(|digits| digits.parse().ok());
+    let number = std::str::from_utf8(text)
+        .ok()
+        .and_then(|digits| digits.parse().ok());
     match number {
         Some(number) if number > 0 => Ok(KernelFile::Inode(Ino(number))),
         _ => Err(bad(format!("{} is no inode number", text.escape_ascii()))),
