@@ -153,9 +153,10 @@ impl LoadedProgram {
             slots: f.slots as u64,
             stack_bytes: u64::from(f.stack_bytes),
         });
-        let helpers = program.helpers().iter().map(|number| {
-            helper_name(*number).map_or_else(|| number.to_string(), str::to_owned)
-        });
+        let helpers = program
+            .helpers()
+            .iter()
+            .map(|number| helper_name(*number).map_or_else(|| number.to_string(), str::to_owned));
         Description {
             hash: program.hash().iter().map(|b| format!("{b:02x}")).collect(),
             entry: program.entry_name().to_owned(),
@@ -208,7 +209,9 @@ impl Core {
     fn try_compile(&self, program: &Program) -> Result<(), LoadError> {
         let owner = Owner(self.owners.fetch_add(1, Relaxed));
         let taken = self.pool.take(owner, &program.hash());
-        let mut instance = taken.map_err(|e| LoadError::Device(e.to_string()))?.instance;
+        let mut instance = taken
+            .map_err(|e| LoadError::Device(e.to_string()))?
+            .instance;
         let compiled = instance.compile(&*self.engine, program);
         self.pool.recycle(instance);
         if compiled.map_err(LoadError::Device)? {

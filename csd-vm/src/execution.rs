@@ -79,7 +79,11 @@ impl Instance {
     }
 
     /// Compiles `program` for this cage; tells whether that was not done before.
-    pub(crate) fn compile(&mut self, engine: &dyn Engine, program: &Program) -> Result<bool, String> {
+    pub(crate) fn compile(
+        &mut self,
+        engine: &dyn Engine,
+        program: &Program,
+    ) -> Result<bool, String> {
         let hash = program.hash();
         if let Some(at) = self.compiled.iter().position(|c| c.hash == hash) {
             self.compiled[at..].rotate_left(1);
@@ -227,7 +231,9 @@ impl Instance {
         let exit = match self.compiled.last() {
             Some(compiled) => {
                 let deadline = Deadline::after(time);
-                compiled.code.run(&mut self.cage, call, &mut execution, deadline)
+                compiled
+                    .code
+                    .run(&mut self.cage, call, &mut execution, deadline)
             }
             None => Exit::Aborted,
         };

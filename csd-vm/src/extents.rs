@@ -77,14 +77,7 @@ impl Resolved {
         &self.checksums[first..first + extent.blocks as usize]
     }
 
-    fn add(
-        &mut self,
-        first: u64,
-        blocks: u64,
-        lba: Option<Lba>,
-        whole: u64,
-        geometry: &Geometry,
-    ) {
+    fn add(&mut self, first: u64, blocks: u64, lba: Option<Lba>, whole: u64, geometry: &Geometry) {
         let within = whole.saturating_sub(first).min(blocks);
         if within > 0 {
             self.join(first, within, lba, geometry);

@@ -20,8 +20,8 @@ use std::time::Instant;
 use zns_backend::{DmaBuffer, Lba, ZonedDevice};
 
 use crate::block_set::BlockSet;
-use crate::extents::{Extent, Place, Resolved};
 use crate::engine::cage::{Access, Cage, CageError, CagePtr, Region};
+use crate::extents::{Extent, Place, Resolved};
 use crate::request::{BLOCK_SIZE, Piece, SnapshotMap};
 
 const BLOCK: u64 = BLOCK_SIZE as u64;
@@ -122,7 +122,10 @@ impl Window {
         snapshot: &Arc<dyn SnapshotMap>,
     ) -> std::result::Result<(), CageError> {
         self.lent = false;
-        let same = self.snapshot.as_ref().is_some_and(|s| Arc::ptr_eq(s, snapshot));
+        let same = self
+            .snapshot
+            .as_ref()
+            .is_some_and(|s| Arc::ptr_eq(s, snapshot));
         if !same {
             self.forget(cage)?;
             self.snapshot = Some(Arc::clone(snapshot));
@@ -164,7 +167,12 @@ impl Window {
         }
         let at = offset - self.origin * BLOCK;
         let len = len.min(self.blocks * BLOCK - at);
-        self.ensure(cage, source, first, (at + len).div_ceil(BLOCK) + self.origin - first)?;
+        self.ensure(
+            cage,
+            source,
+            first,
+            (at + len).div_ceil(BLOCK) + self.origin - first,
+        )?;
         self.lent = true;
         Ok(Mapped { at, len })
     }
@@ -268,7 +276,13 @@ impl Window {
 
     /// Brings the blocks of the file that are missing from `[first, first + count)`, all within
     /// reach, into the window.
-    fn ensure(&mut self, cage: &mut Cage, source: Source<'_>, first: u64, count: u64) -> Result<()> {
+    fn ensure(
+        &mut self,
+        cage: &mut Cage,
+        source: Source<'_>,
+        first: u64,
+        count: u64,
+    ) -> Result<()> {
         let mut at = first - self.origin;
         let end = at + count;
         while at < end {
@@ -343,13 +357,7 @@ impl Window {
 }
 
 /// Maps an extent if the device has a source for it.
-fn map_extent(
-    cage: &mut Cage,
-    source: Source<'_>,
-    at: u64,
-    lba: Lba,
-    blocks: u64,
-) -> Result<bool> {
+fn map_extent(cage: &mut Cage, source: Source<'_>, at: u64, lba: Lba, blocks: u64) -> Result<bool> {
     let from = source.storage.map_source(lba, blocks).map_err(storage)?;
     let Some(from) = from else {
         return Ok(false);
@@ -424,7 +432,9 @@ fn read_blocks(device: &dyn ZonedDevice, lba: Lba, bytes: &mut [u8]) -> Result<(
         let got = unsafe { libc::pread(file, rest.as_mut_ptr().cast(), rest.len(), at) };
         match usize::try_from(got) {
             Ok(0) => {
-                return Err(WindowError::Storage(format!("LBA {lba} is past the end of its file")));
+                return Err(WindowError::Storage(format!(
+                    "LBA {lba} is past the end of its file"
+                )));
             }
             Ok(got) => done += got,
             Err(_) => {
@@ -456,7 +466,9 @@ fn check_mapped(
         let from = from.ok_or(WindowError::Fault(address))?;
         if cage.read_bytes(from, bytes).is_err() {
             let lba = lba.plus(done);
-            return Err(WindowError::Storage(format!("LBA {lba} is past the end of its file")));
+            return Err(WindowError::Storage(format!(
+                "LBA {lba} is past the end of its file"
+            )));
         }
         check(lba.plus(done), bytes, part)?;
         done += part.len() as u64;

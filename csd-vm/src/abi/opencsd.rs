@@ -105,7 +105,9 @@ impl Execution<'_> {
     ) -> Result<u64, Failure> {
         let start = sectors.address(zone, sector);
         let lba = start.and_then(|start| start.checked_add(offset / BLOCK));
-        let count = (offset % BLOCK).checked_add(size).map(|end| end.div_ceil(BLOCK));
+        let count = (offset % BLOCK)
+            .checked_add(size)
+            .map(|end| end.div_ceil(BLOCK));
         if let (Some(start), Some(lba), Some(count)) = (start, lba, count) {
             let all = count.saturating_add(lba - start);
             if sectors.in_one_zone(start, all.max(1)) {
@@ -243,7 +245,11 @@ impl Execution<'_> {
 
 /// Zeroes `to` from byte `from` on.
 fn zero_from(cage: &mut Cage, to: CagePtr, from: u64) -> Result<(), Failure> {
-    let rest = to.len().checked_sub(from).and_then(|len| to.part(from, len));
+    let rest = to
+        .len()
+        .checked_sub(from)
+        .and_then(|len| to.part(from, len));
     let rest = rest.and_then(|rest| cage.bytes_mut(rest));
-    rest.map(|bytes| bytes.fill(0)).ok_or(Failure::Fault(to.offset()))
+    rest.map(|bytes| bytes.fill(0))
+        .ok_or(Failure::Fault(to.offset()))
 }

@@ -155,11 +155,7 @@ fn function_size(
 }
 
 /// Which function to start with.
-fn entry(
-    object: &Object<'_>,
-    extents: &[Extent],
-    limits: &LinkLimits,
-) -> Result<usize, LoadError> {
+fn entry(object: &Object<'_>, extents: &[Extent], limits: &LinkLimits) -> Result<usize, LoadError> {
     let named = |wanted: &str| {
         let mut found = None;
         for symbol in &object.symbols {
@@ -426,9 +422,9 @@ impl<'o, 'a> CodeLinker<'o, 'a> {
 
 /// The bytes of `slots` slots, which are in the section as [`function_size`] made sure.
 fn code_bytes<'a>(section: &Section<'a>, first: u64, slots: u64) -> &'a [u8] {
-    let range = usize::try_from(first * SLOT).ok().zip(
-        usize::try_from((first + slots) * SLOT).ok(),
-    );
+    let range = usize::try_from(first * SLOT)
+        .ok()
+        .zip(usize::try_from((first + slots) * SLOT).ok());
     range
         .and_then(|(start, end)| section.bytes.get(start..end))
         .unwrap_or_default()
@@ -501,10 +497,7 @@ struct Pointer {
 }
 
 /// Follows the pointers in the data wanted so far, which may want more data.
-fn follow_data(
-    object: &Object<'_>,
-    layout: &mut DataLayout,
-) -> Result<Vec<Pointer>, LoadError> {
+fn follow_data(object: &Object<'_>, layout: &mut DataLayout) -> Result<Vec<Pointer>, LoadError> {
     let mut pointers = Vec::new();
     while let Some(index) = layout.next_section() {
         let section = &object.sections[index];
