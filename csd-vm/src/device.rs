@@ -5,11 +5,17 @@
 //! [`LoadedProgram`] unloads (a bounded number stays cached).
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc;
 
 use zns_backend::ZonedDevice;
 
 use crate::activation::{Activation, Task};
+use crate::cache::ProgramCache;
+use crate::engine::{Engine, ubpf};
+use crate::pool::{Owner, Pool};
+use crate::program::{self, LinkLimits, Program, helper_name};
 use crate::queue::Queue;
 use crate::request::{BLOCK_SIZE, Completion, Failure, Request, Usage};
 use crate::stats::{Counters, DeviceCounters, Statistics};
@@ -121,7 +127,7 @@ pub struct FunctionDescription {
 /// A program that was linked and validated.
 pub struct LoadedProgram {
     pub(crate) object: Arc<[u8]>,
-    pub(crate) hash: [u8; 32],
+    pub(crate) program: Program,
 }
 
 impl LoadedProgram {
@@ -134,14 +140,94 @@ impl LoadedProgram {
     /// SHA-256 of the object.
     #[must_use]
     pub fn hash(&self) -> [u8; 32] {
-        self.hash
+        self.program.hash()
+    }
+
+    /// What there is to say of it.
+    #[must_use]
+    pub fn describe(&self) -> Description {
+        let program = &self.program;
+        let data = program.data();
+        let functions = program.functions().iter().map(|f| FunctionDescription {
+            name: f.name.clone(),
+            slots: f.slots as u64,
+            stack_bytes: u64::from(f.stack_bytes),
+        });
+        let helpers = program
+            .helpers()
+            .iter()
+            .map(|number| helper_name(*number).map_or_else(|| number.to_string(), str::to_owned));
+        Description {
+            hash: program.hash().iter().map(|b| format!("{b:02x}")).collect(),
+            entry: program.entry_name().to_owned(),
+            functions: functions.collect(),
+            slots: program.slots() as u64,
+            helpers: helpers.collect(),
+            read_only_bytes: data.read_only.len() as u64,
+            initialised_bytes: data.initialised.len() as u64,
+            zeroed_bytes: data.zeroed,
+        }
     }
 }
 
+/// What the device and its workers share.
 pub(crate) struct Core {
     pub(crate) storage: Arc<dyn ZonedDevice>,
-    pub(crate) config: DeviceConfig,
+    pub(crate) engine: Box<dyn Engine>,
+    pub(crate) pool: Pool,
     pub(crate) totals: Counters,
+    pub(crate) compilations: AtomicU64,
+    pub(crate) warm_starts: AtomicU64,
+    /// Activations so far.
+    pub(crate) owners: AtomicU64,
+    programs: ProgramCache,
+    linked: AtomicU64,
+    cache_hits: AtomicU64,
+}
+
+impl Core {
+    fn new(storage: Arc<dyn ZonedDevice>, config: &DeviceConfig) -> Core {
+        let engine: Box<dyn Engine> = match config.interpret {
+            true => Box::new(ubpf::Interpreter),
+            false => Box::new(ubpf::Compiler),
+        };
+        Core {
+            storage,
+            engine,
+            pool: Pool::new(config.cages_max, config.idle_cages_max),
+            totals: Counters::default(),
+            compilations: AtomicU64::new(0),
+            warm_starts: AtomicU64::new(0),
+            owners: AtomicU64::new(0),
+            programs: ProgramCache::new(config.cached_programs_max),
+            linked: AtomicU64::new(0),
+            cache_hits: AtomicU64::new(0),
+        }
+    }
+
+    /// Compiles `program` in a cage that waits for its owner then, with the code.
+    fn try_compile(&self, program: &Program) -> Result<(), LoadError> {
+        let owner = Owner(self.owners.fetch_add(1, Relaxed));
+        let taken = self.pool.take(owner, &program.hash());
+        let mut instance = taken
+            .map_err(|e| LoadError::Device(e.to_string()))?
+            .instance;
+        let compiled = instance.compile(&*self.engine, program);
+        self.pool.recycle(instance);
+        if compiled.map_err(LoadError::Device)? {
+            self.compilations.fetch_add(1, Relaxed);
+        }
+        Ok(())
+    }
+}
+
+impl From<program::LoadError> for LoadError {
+    fn from(error: program::LoadError) -> LoadError {
+        match error {
+            program::LoadError::Format { reason } => LoadError::NotBpf(reason),
+            other => LoadError::Refused(other.to_string()),
+        }
+    }
 }
 
 /// The emulated computational storage device.
@@ -168,11 +254,7 @@ impl Device {
             given => given,
         };
         let queue = Queue::start(workers, config.queue_depth)?;
-        let core = Arc::new(Core {
-            storage,
-            config,
-            totals: Counters::default(),
-        });
+        let core = Arc::new(Core::new(storage, &config));
         Ok(Arc::new(Device { core, queue }))
     }
 
@@ -182,8 +264,18 @@ impl Device {
     /// # Errors
     /// What is wrong with the object.
     pub fn load(&self, object: &[u8]) -> Result<Arc<LoadedProgram>, LoadError> {
-        let _ = object;
-        Err(LoadError::Refused("no engine in this revision".into()))
+        let core = &self.core;
+        if let Some(program) = core.programs.get(object) {
+            core.cache_hits.fetch_add(1, Relaxed);
+            return Ok(program);
+        }
+        let program = Program::link(object, &LinkLimits::default())?;
+        core.linked.fetch_add(1, Relaxed);
+        core.try_compile(&program)?;
+        Ok(core.programs.insert(Arc::new(LoadedProgram {
+            object: object.into(),
+            program,
+        })))
     }
 
     /// Registers an owner of `program`. Cages used by this activation are shared with no other one
@@ -243,10 +335,16 @@ impl Device {
     #[must_use]
     pub fn counters(&self) -> DeviceCounters {
         let (queued, workers) = self.queue.load();
+        let core = &self.core;
         DeviceCounters {
+            programs_linked: core.linked.load(Relaxed),
+            program_cache_hits: core.cache_hits.load(Relaxed),
+            compilations: core.compilations.load(Relaxed),
+            warm_starts: core.warm_starts.load(Relaxed),
+            cages_made: core.pool.made.load(Relaxed),
+            cages_wiped: core.pool.wiped.load(Relaxed),
             queued_now: queued as u64,
             workers_now: workers as u64,
-            ..DeviceCounters::default()
         }
     }
 

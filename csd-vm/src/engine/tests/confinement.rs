@@ -1,0 +1,1 @@
+//! Programs touch their cage only, and in there what is theirs only.

@@ -1,0 +1,1 @@
+//! Whatever a program does, it ends, and nothing else does.
