@@ -17,8 +17,8 @@ use serde::Serialize;
 use zns_backend::{Geometry, Lba, MemDevice, ZonedDevice};
 
 use super::{CommandResult, Failure, Outcome, output};
-use crate::offload::value::{TIMEOUT_MS_MAX, parse_argument};
 use crate::offload::load_error;
+use crate::offload::value::{TIMEOUT_MS_MAX, parse_argument};
 use crate::types::{BLOCK, BLOCK_SIZE};
 
 /// Blocks of a zone of the memory device.
@@ -161,7 +161,9 @@ fn device(blocks: u64) -> Result<(Arc<MemDevice>, Arc<Device>), Failure> {
 
 fn load(device: &Device, path: &Path) -> Result<Arc<LoadedProgram>, Failure> {
     let object = std::fs::read(path).map_err(|e| failed(path, e))?;
-    device.load(&object).map_err(|e| failed(path, load_error(e)))
+    device
+        .load(&object)
+        .map_err(|e| failed(path, load_error(e)))
 }
 
 fn check(args: &CheckArgs) -> CommandResult {
@@ -203,12 +205,22 @@ fn text(report: &CheckReport) -> String {
     line("instructions", found.slots.to_string());
     for function in &found.functions {
         let (name, slots, stack) = (&function.name, function.slots, function.stack_bytes);
-        line("function", format!("{name}: {slots} instructions, {stack} bytes of stack"));
+        line(
+            "function",
+            format!("{name}: {slots} instructions, {stack} bytes of stack"),
+        );
     }
     line("helpers", found.helpers.join(" "));
-    let sizes = [found.read_only_bytes, found.initialised_bytes, found.zeroed_bytes];
+    let sizes = [
+        found.read_only_bytes,
+        found.initialised_bytes,
+        found.zeroed_bytes,
+    ];
     let [constants, initialised, zeroed] = sizes;
-    line("data", format!("{constants} constant, {initialised} initialised, {zeroed} zeroed bytes"));
+    line(
+        "data",
+        format!("{constants} constant, {initialised} initialised, {zeroed} zeroed bytes"),
+    );
     line("sha256", found.hash.clone());
     text
 }
@@ -254,10 +266,17 @@ fn store(storage: &MemDevice, path: &Path, size: u64) -> Result<Contents, Failur
         let len = left.min(buffer.len() as u64) as usize;
         let padded = len.next_multiple_of(BLOCK_SIZE);
         buffer[len..padded].fill(0);
-        file.read_exact(&mut buffer[..len]).map_err(|e| failed(path, e))?;
+        file.read_exact(&mut buffer[..len])
+            .map_err(|e| failed(path, e))?;
         let at = Lba(checksums.len() as u64);
-        storage.write(at, &buffer[..padded]).map_err(|e| Failure::new("memory device", e))?;
-        checksums.extend(buffer[..padded].chunks_exact(BLOCK_SIZE).map(crc32c::crc32c));
+        storage
+            .write(at, &buffer[..padded])
+            .map_err(|e| Failure::new("memory device", e))?;
+        checksums.extend(
+            buffer[..padded]
+                .chunks_exact(BLOCK_SIZE)
+                .map(crc32c::crc32c),
+        );
         left -= len as u64;
     }
     Ok(Contents { size, checksums })
@@ -329,7 +348,9 @@ fn read_range(path: &Path, offset: u64, size: u64) -> Result<Vec<u8>, Failure> {
 
 fn write_output(args: &RunArgs, output: &[u8], appended: &[u8]) -> Result<(), Failure> {
     match &args.output {
-        Some(path) => std::fs::write(path, [output, appended].concat()).map_err(|e| failed(path, e)),
+        Some(path) => {
+            std::fs::write(path, [output, appended].concat()).map_err(|e| failed(path, e))
+        }
         None => {
             let mut out = io::stdout().lock();
             match out.write_all(output).and_then(|()| out.write_all(appended)) {

@@ -476,8 +476,11 @@ impl Store {
             .or_else(|| open.iter().copied().find(idle))
             .or_else(|| {
                 let more = open.len() < self.limits.stripes;
-                more.then(|| head.zones.take_free(Class::Hot, self.limits.keep_zones))
-                    .flatten()
+                more.then(|| {
+                    let keep = self.limits.keep_zones;
+                    head.zones.take_free(Class::Hot, keep, head.version)
+                })
+                .flatten()
             })
             .or_else(|| {
                 let next = open

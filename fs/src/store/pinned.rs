@@ -6,8 +6,8 @@
 //! than its extent says.
 //!
 //! Blocks can also be placed for one reader alone ([`PinnedView::place`]): they are payload that no
-//! record maps, dead from the start, and still they stay where they are, since their zone is sealed
-//! after this version and so not reset before the view is dropped.
+//! record maps, dead from the start, and still they stay where they are, since their zone is kept
+//! for this version.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -45,7 +45,7 @@ impl Store {
     #[must_use]
     pub fn pinned_view(self: &Arc<Store>) -> PinnedView {
         let head = self.head.read();
-        self.pins.add(head.version);
+        self.pins.keep(head.version);
         PinnedView {
             store: Arc::clone(self),
             tree: head.tree.clone(),
@@ -113,6 +113,8 @@ impl PinnedView {
             let mut head = store.head.write();
             let chunk = store.open_chunk(&mut head, 1, 0)?;
             let lba = chunk.push_data(ino, 0, block, &[crc32c::crc32c(block)]);
+            let zone = chunk.zone;
+            head.zones.keep_for(zone, self.version);
             store.seal_open(&mut head);
             lba
         };
@@ -132,7 +134,7 @@ impl PinnedView {
 
 impl Drop for PinnedView {
     fn drop(&mut self) {
-        self.store.pins.remove(self.version);
+        self.store.pins.let_go(self.version);
     }
 }
 

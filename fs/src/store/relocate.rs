@@ -118,6 +118,8 @@ impl Store {
         {
             self.writer.finish_zone(zone);
         }
+        // Older versions find their blocks here, too.
+        head.zones.keep_for(zone, 0);
         self.translate_extents(head, sealed, lba)?;
         head.version += 1;
         head.relocations += 1;
@@ -143,7 +145,7 @@ impl Store {
                     && head.zones.remaining(*zone) >= blocks
                     && self.writer.is_idle(*zone)
             })
-            .or_else(|| head.zones.take_free(Class::Hot, 0))
+            .or_else(|| head.zones.take_free(Class::Hot, 0, head.version))
             .ok_or(Error::NoSpace)
     }
 
