@@ -309,7 +309,9 @@ fn nothing_is_acknowledged_after_a_failed_flush() {
     assert!(store.sync(position).is_err());
     let (send, outcome) = std::sync::mpsc::channel();
     let then = move |outcome: Result<()>| send.send(outcome.is_ok()).unwrap();
-    store.sync_then(position, Box::new(then));
+    if let Some(lead) = store.sync_then(position, Box::new(then)) {
+        lead.run();
+    }
     assert!(
         !outcome.recv().unwrap(),
         "the next flush says nothing about it"

@@ -14,6 +14,8 @@ use std::sync::Arc;
 
 use parking_lot::{Condvar, Mutex};
 
+use super::latency::Watch;
+
 #[derive(Default)]
 struct State {
     /// Threads that have had a turn and wait for requests, or work on one without waiting for the
@@ -45,6 +47,7 @@ pub(super) struct Gate {
     call: Condvar,
     /// Threads that may serve without one being parked.
     keep: usize,
+    watch: Watch,
 }
 
 /// One request of an event loop; when it ends, the thread parks if there are too many.
@@ -54,12 +57,13 @@ pub(super) struct Turn<'a>(&'a Gate);
 pub(super) struct Absence<'a>(&'a Gate);
 
 impl Gate {
-    /// A gate that has `keep` (at least one) threads serve.
-    pub(super) fn new(keep: usize) -> Arc<Gate> {
+    /// A gate that has `keep` (at least one) threads serve, and lets `watch` know of requests.
+    pub(super) fn new(keep: usize, watch: Watch) -> Arc<Gate> {
         Arc::new(Gate {
             state: Mutex::default(),
             call: Condvar::new(),
             keep: keep.max(1),
+            watch,
         })
     }
 
@@ -71,6 +75,7 @@ impl Gate {
                 LoopEnd(Arc::clone(self))
             });
         });
+        self.watch.note();
         Turn(self)
     }
 
@@ -130,7 +135,7 @@ mod tests {
 
     #[test]
     fn a_parked_thread_takes_the_place_of_the_last_one_that_steps_out() {
-        let gate = Gate::new(1);
+        let gate = Gate::new(1, Watch::off());
         gate.state.lock().serving = 1;
         let other = parked_thread(&gate);
         assert_eq!(gate.state.lock().serving, 1);
@@ -143,7 +148,7 @@ mod tests {
 
     #[test]
     fn the_end_of_an_event_loop_lets_everybody_out() {
-        let gate = Gate::new(1);
+        let gate = Gate::new(1, Watch::off());
         gate.state.lock().serving = 1;
         let others = [parked_thread(&gate), parked_thread(&gate)];
         drop(LoopEnd(Arc::clone(&gate)));

@@ -20,6 +20,7 @@ mod convert;
 mod dirty;
 mod gate;
 mod kernels;
+mod latency;
 pub mod mountinfo;
 mod ops;
 pub mod options;
@@ -233,7 +234,7 @@ impl Core {
     }
 
     /// Answers when `ino` is durable, which may be later and on another thread.
-    fn answer_fsync(&self, request: &'static str, ino: Ino, reply: ReplyEmpty) {
+    fn answer_fsync(&self, gate: &Gate, request: &'static str, ino: Ino, reply: ReplyEmpty) {
         self.stale.tell(ino);
         let then = Box::new(move |outcome: Result<()>| match outcome {
             Ok(()) => reply.ok(),
@@ -244,7 +245,10 @@ impl Core {
         });
         // A panic leaves the reply to its destructor, which answers EIO.
         let _ = self.run(request, ino, |volume| {
-            volume.fsync_then(ino, then);
+            if let Some(lead) = volume.fsync_then(ino, then) {
+                let _absence = gate.step_out();
+                lead.run();
+            }
             Ok(())
         });
     }

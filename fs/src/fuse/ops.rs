@@ -439,9 +439,12 @@ impl Filesystem for Adapter {
         match result {
             Ok(()) => {
                 self.core.stale.note(ino);
-                let answer = || reply.written(data.len() as u32);
-                let _absence = self.gate.step_out();
-                self.core.volume.answer_change(answer);
+                let lead = self.core.volume.anticipate_fsync();
+                reply.written(data.len() as u32);
+                if let Some(lead) = lead {
+                    let _absence = self.gate.step_out();
+                    lead.run();
+                }
             }
             Err(errno) => reply.error(errno),
         }
@@ -478,8 +481,8 @@ impl Filesystem for Adapter {
 
     fn fsync(&self, _: &Request, ino: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
         let _turn = self.gate.turn();
-        let _absence = self.gate.step_out();
-        self.core.answer_fsync("fsync", convert::ino(ino), reply);
+        self.core
+            .answer_fsync(&self.gate, "fsync", convert::ino(ino), reply);
     }
 
     fn opendir(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
@@ -560,7 +563,9 @@ impl Filesystem for Adapter {
     }
 
     fn fsyncdir(&self, _: &Request, dir: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
-        self.core.answer_fsync("fsyncdir", convert::ino(dir), reply);
+        let _turn = self.gate.turn();
+        self.core
+            .answer_fsync(&self.gate, "fsyncdir", convert::ino(dir), reply);
     }
 
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {

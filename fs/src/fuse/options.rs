@@ -45,6 +45,9 @@ pub struct MountOptions {
     pub direct_io: bool,
     /// Writes are gathered in the page cache (`writeback`, the default; `no_writeback`).
     pub writeback: bool,
+    /// Processors are kept from halting while requests keep coming (`low_latency`, the default;
+    /// `no_low_latency`).
+    pub low_latency: bool,
     /// Bound on the metadata cache, in bytes (`cache=SIZE`).
     pub cache_bytes: Option<usize>,
     /// Event loops (`threads=N`).
@@ -87,6 +90,7 @@ impl Default for MountOptions {
             allow_other: true,
             direct_io: false,
             writeback: true,
+            low_latency: true,
             cache_bytes: None,
             threads: None,
             log: None,
@@ -174,6 +178,8 @@ impl MountOptions {
             "direct_io" => self.direct_io = true,
             "writeback" => self.writeback = true,
             "no_writeback" => self.writeback = false,
+            "low_latency" => self.low_latency = true,
+            "no_low_latency" => self.low_latency = false,
             // What fstab(5) says for restricted users implies these.
             "user" | "users" | "owner" | "group" => {
                 self.nosuid = true;

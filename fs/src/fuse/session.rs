@@ -19,6 +19,7 @@ use nix::sys::signal::{SigSet, Signal};
 
 use super::gate::Gate;
 use super::kernels::Pages;
+use super::latency::Watch;
 use super::mountinfo::{self, DeviceNumber, FSTYPE};
 use super::options::MountOptions;
 use super::{Adapter, dirty, stale};
@@ -162,7 +163,12 @@ fn connect(
         .unwrap_or_else(|| (2 * processors).clamp(8, 32));
     config.n_threads = Some(threads);
     config.clone_fd = true;
-    let gate = Gate::new(processors);
+    let watch = if options.low_latency {
+        Watch::start()?
+    } else {
+        Watch::off()
+    };
+    let gate = Gate::new(processors, watch);
     let (adapter, pending) = Adapter::new(volume, Arc::clone(offload), options.clone(), gate);
     let core = Arc::clone(&adapter.core);
     let session = Session::from_fd(adapter, fuse, SessionACL::All, config)?;

@@ -8,8 +8,9 @@
 //!
 //! *Anticipation.* A client that syncs after every so many transactions, always as many, gets its
 //! commit started before the last of them is answered: the chunk is written while the answer travels
-//! and the request to sync comes back, which then finds the commit under way. The rhythm must have held [`STREAK_MIN`] times in a row; a deviation (the kernel's update
-//! of a file time now and then) halves the count, so that a commit nobody asked for is rare.
+//! and the request to sync comes back, which then finds the commit under way. The rhythm must have
+//! held [`STREAK_MIN`] times in a row; a deviation (the kernel's update of a file time now and
+//! then) halves the count, so that a commit nobody asked for is rare.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
@@ -124,48 +125,39 @@ impl Store {
         self.sync_unasked(position)
     }
 
-    /// As [`Store::sync`], returning at once if another thread is committing; `then` is called
-    /// when it is done, on whichever thread that is.
-    pub fn sync_then(&self, position: Sequence, then: Completion) {
+    /// As [`Store::sync`] without waiting: `then` is called when it is done, on whichever thread
+    /// ends the commit. If that is to be the caller's, this returns the lead to be taken.
+    pub fn sync_then(&self, position: Sequence, then: Completion) -> Option<Lead<'_>> {
         self.note_request();
         if position < self.durable() {
-            return then(Ok(()));
+            then(Ok(()));
+            return None;
         }
         let mut state = self.commits.state.lock();
         state.waiting.push((position, then));
-        if !state.leading {
-            state.leading = true;
-            drop(state);
-            self.lead();
-        }
+        self.take_lead(&mut state)
     }
 
     /// Starts the commit that is about to be asked for, if the rhythm says so. Called when a
-    /// request that changed something is going to be answered; if this says that a commit was
-    /// started, the caller answers and then calls [`Store::finish_anticipated`].
-    #[must_use]
-    pub fn start_anticipated(&self) -> bool {
+    /// request that changed something is going to be answered; the caller answers it and then
+    /// goes on with the lead.
+    pub fn start_anticipated(&self) -> Option<Lead<'_>> {
         if !self.commits.rhythm.is_due() || self.is_read_only() {
-            return false;
+            return None;
         }
-        let mut state = self.commits.state.lock();
-        if state.leading {
-            return false;
-        }
-        state.leading = true;
-        drop(state);
-        let guard = LeaderGuard(self);
+        let lead = self.take_lead(&mut self.commits.state.lock())?;
         self.seal_open(&mut self.head.write());
         let started = self.writer.start_early();
         self.commits.early.store(started, Ordering::Relaxed);
-        std::mem::forget(guard);
-        true
+        Some(lead)
     }
 
-    /// Ends the commit that [`Store::start_anticipated`] has started, and those that were asked
-    /// for meanwhile.
-    pub fn finish_anticipated(&self) {
-        self.lead();
+    fn take_lead(&self, state: &mut State) -> Option<Lead<'_>> {
+        if state.leading {
+            return None;
+        }
+        state.leading = true;
+        Some(Lead(self))
     }
 
     fn note_request(&self) {
@@ -183,43 +175,12 @@ impl Store {
             if self.latched.lock().is_some() {
                 return Err(Error::CommitFailed);
             }
-            if !state.leading {
-                state.leading = true;
+            if let Some(lead) = self.take_lead(&mut state) {
                 drop(state);
-                self.lead();
+                lead.run();
                 state = self.commits.state.lock();
             } else {
                 self.commits.ended.wait(&mut state);
-            }
-        }
-    }
-
-    /// Commits until nobody waits. The caller has made itself the leader.
-    fn lead(&self) {
-        let guard = LeaderGuard(self);
-        if self.commits.early.swap(false, Ordering::Relaxed) {
-            self.writer.finish_early();
-        }
-        loop {
-            let outcome = self.latch("commit", self.commit_all());
-            if let Ok(durable) = outcome {
-                self.commits.note_durable(durable);
-            }
-            let mut state = self.commits.state.lock();
-            let (done, waiting) = std::mem::take(&mut state.waiting)
-                .into_iter()
-                .partition::<Vec<_>, _>(|(at, _)| outcome.is_err() || *at < self.durable());
-            state.leading = !waiting.is_empty();
-            let more = state.leading;
-            state.waiting = waiting;
-            drop(state);
-            self.commits.ended.notify_all();
-            for (_, then) in done {
-                then(outcome.as_ref().map(drop).map_err(|_| Error::CommitFailed));
-            }
-            if !more {
-                std::mem::forget(guard);
-                return;
             }
         }
     }
@@ -259,10 +220,47 @@ impl Store {
     }
 }
 
-/// Steps down if the leader panics, so that nobody waits for it for ever.
-struct LeaderGuard<'a>(&'a Store);
+/// The duty to commit for everybody who waits.
+///
+/// Dropping it undone means that the leader has panicked: nobody may wait for it for ever.
+#[must_use = "everybody waits for the leader"]
+pub struct Lead<'a>(&'a Store);
 
-impl Drop for LeaderGuard<'_> {
+impl Lead<'_> {
+    /// Commits until nobody waits. Waits for the device.
+    pub fn run(self) {
+        let Store {
+            commits, writer, ..
+        } = self.0;
+        if commits.early.swap(false, Ordering::Relaxed) {
+            writer.finish_early();
+        }
+        loop {
+            let outcome = self.0.latch("commit", self.0.commit_all());
+            if let Ok(durable) = outcome {
+                commits.note_durable(durable);
+            }
+            let mut state = commits.state.lock();
+            let (done, waiting) = std::mem::take(&mut state.waiting)
+                .into_iter()
+                .partition::<Vec<_>, _>(|(at, _)| outcome.is_err() || *at < self.0.durable());
+            state.leading = !waiting.is_empty();
+            let more = state.leading;
+            state.waiting = waiting;
+            drop(state);
+            commits.ended.notify_all();
+            for (_, then) in done {
+                then(outcome.as_ref().map(drop).map_err(|_| Error::CommitFailed));
+            }
+            if !more {
+                std::mem::forget(self);
+                return;
+            }
+        }
+    }
+}
+
+impl Drop for Lead<'_> {
     fn drop(&mut self) {
         self.0.latch_read_only("a commit panicked");
         let mut state = self.0.commits.state.lock();

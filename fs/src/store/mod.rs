@@ -54,7 +54,7 @@ pub use crate::catalog::Value;
 use anchor::Anchors;
 use background::Background;
 use commit::Commits;
-pub use commit::Completion;
+pub use commit::{Completion, Lead};
 use open_chunk::{OpenChunk, Sealed};
 pub use pinned::PinnedView;
 use relocate::Ghost;

@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 
 use super::Volume;
 use crate::error::Result;
-use crate::store::{Completion, Txn};
+use crate::store::{Completion, Lead, Txn};
 use crate::types::{Ino, Sequence};
 
 const SHARDS: usize = 64;
@@ -93,23 +93,22 @@ impl Volume {
         self.store.sync(position)
     }
 
-    /// As [`Volume::fsync`], without keeping the thread if another one is committing: `then` is
-    /// called with the outcome, on whichever thread ends the commit.
-    pub fn fsync_then(&self, ino: Ino, then: Completion) {
+    /// As [`Volume::fsync`] without waiting: `then` is called with the outcome, on whichever thread
+    /// ends the commit. If that is to be the caller's, this returns the lead to be taken.
+    pub fn fsync_then(&self, ino: Ino, then: Completion) -> Option<Lead<'_>> {
         match self.positions.pending(ino, self.store.durable()) {
             Some(position) => self.store.sync_then(position, then),
-            None => then(Ok(())),
+            None => {
+                then(Ok(()));
+                None
+            }
         }
     }
 
-    /// Calls `answer`, which answers a change, with the commit that is likely to be asked for next
-    /// under way.
-    pub fn answer_change(&self, answer: impl FnOnce()) {
-        let started = self.store.start_anticipated();
-        answer();
-        if started {
-            self.store.finish_anticipated();
-        }
+    /// Starts the commit that is likely to be asked for once a change is answered. The caller
+    /// answers and then goes on with the lead, if there is one.
+    pub fn anticipate_fsync(&self) -> Option<Lead<'_>> {
+        self.store.start_anticipated()
     }
 
     /// Makes everything durable.

@@ -9,6 +9,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use warren_fs::fsck;
 use warren_fs::types::Ino;
 use warren_fs::volume::Volume;
 use warren_fs::volume::types::Caller;
@@ -120,6 +121,7 @@ impl Recording {
             .device_after(cut, survival)
             .map_err(|e| e.to_string())?;
         let device: Arc<dyn ZonedDevice> = Arc::new(device);
+        consistent(&device)?;
         let volume =
             Volume::open(Arc::clone(&device), &store_options()).map_err(|e| e.to_string())?;
         let tree = digest::of_volume(&volume).map_err(|e| format!("{e:?}"))?;
@@ -149,6 +151,16 @@ impl Recording {
         });
         let (_, state, differences) = nearest.min().unwrap_or_default();
         format!("no prefix was found (possible {possible:?}); nearest is {state}:\n{differences}")
+    }
+}
+
+/// Nothing is wrong with what the cut left, down to the last block of data.
+fn consistent(device: &Arc<dyn ZonedDevice>) -> Result<(), String> {
+    let report = fsck::check(Arc::clone(device), true, &|_, _| {})
+        .map_err(|e| format!("cannot be checked: {e}"))?;
+    match report.errors.as_slice() {
+        [] => Ok(()),
+        errors => Err(format!("fsck: {}", errors.join("; "))),
     }
 }
 

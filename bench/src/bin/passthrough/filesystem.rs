@@ -73,11 +73,11 @@ fn answer_entry(reply: ReplyEntry, result: Result<FileAttr>) {
 }
 
 impl Passthrough {
-    pub(crate) fn open(source: &Path) -> io::Result<Passthrough> {
+    pub(crate) fn open(source: &Path, open_max: usize) -> io::Result<Passthrough> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root: File = host::open(source, flags, Mode::empty())?.into();
         Ok(Passthrough {
-            inodes: Inodes::new(root)?,
+            inodes: Inodes::new(root, open_max)?,
             handles: RwLock::default(),
             next_handle: AtomicU64::new(1),
         })

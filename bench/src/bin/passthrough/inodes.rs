@@ -1,7 +1,7 @@
-//! The inodes the kernel knows of: each holds an O_PATH descriptor until it is forgotten.
+//! The inodes the kernel knows of: each holds an O_PATH descriptor until it is forgotten, or, from
+//! the last quarter of the process's descriptors on, the host's file handle.
 //!
-//! Node numbers are the inode numbers of the host, which stay unique while the descriptor is open;
-//! only the root is 1.
+//! Node numbers are the inode numbers of the host; only the root is 1.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -9,6 +9,7 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fuser::{FileAttr, FileType, INodeNo};
@@ -16,26 +17,39 @@ use parking_lot::RwLock;
 use rustix::fs::{AtFlags, Mode, OFlags, Stat, openat, statat};
 use rustix::io::{Errno, Result};
 
+use crate::place::Place;
+
 const SHARDS: usize = 64;
 
 struct Known {
-    fd: Arc<OwnedFd>,
+    place: Place,
     lookups: u64,
 }
 
 /// All known inodes.
 pub(crate) struct Inodes {
     root_ino: u64,
+    root: Arc<OwnedFd>,
+    open: AtomicUsize,
+    /// Most inodes that hold a descriptor.
+    open_max: usize,
     shards: Vec<RwLock<HashMap<u64, Known>>>,
 }
 
 impl Inodes {
-    pub(crate) fn new(root: File) -> Result<Inodes> {
+    /// All inodes below `root` with at most `open_max` descriptors held.
+    pub(crate) fn new(root: File, open_max: usize) -> Result<Inodes> {
         let root_ino = rustix::fs::fstat(&root)?.st_ino;
-        let shards = (0..SHARDS).map(|_| RwLock::default()).collect();
-        let inodes = Inodes { root_ino, shards };
+        let root = Arc::new(OwnedFd::from(root));
+        let inodes = Inodes {
+            root_ino,
+            root: Arc::clone(&root),
+            open: AtomicUsize::new(1),
+            open_max,
+            shards: (0..SHARDS).map(|_| RwLock::default()).collect(),
+        };
         let known = Known {
-            fd: Arc::new(root.into()),
+            place: Place::Open(root),
             lookups: 1,
         };
         inodes
@@ -52,10 +66,8 @@ impl Inodes {
     /// The descriptor of a known inode.
     pub(crate) fn fd(&self, ino: INodeNo) -> Result<Arc<OwnedFd>> {
         let shard = self.shard(ino.0).read();
-        shard
-            .get(&ino.0)
-            .map(|known| Arc::clone(&known.fd))
-            .ok_or(Errno::STALE)
+        let known = shard.get(&ino.0).ok_or(Errno::STALE)?;
+        known.place.fd(self.root.as_fd())
     }
 
     /// A path that names the inode of a descriptor, whatever its name is now.
@@ -72,10 +84,13 @@ impl Inodes {
         match self.shard(attr.ino.0).write().entry(attr.ino.0) {
             Entry::Occupied(mut known) => known.get_mut().lookups += 1,
             Entry::Vacant(free) => {
-                free.insert(Known {
-                    fd: Arc::new(fd),
-                    lookups: 1,
-                });
+                let place = if self.open.load(Ordering::Relaxed) < self.open_max {
+                    self.open.fetch_add(1, Ordering::Relaxed);
+                    Place::Open(Arc::new(fd))
+                } else {
+                    Place::closed(&fd)?
+                };
+                free.insert(Known { place, lookups: 1 });
             }
         }
         Ok(attr)
@@ -85,8 +100,11 @@ impl Inodes {
         let mut shard = self.shard(ino.0).write();
         if let Entry::Occupied(mut known) = shard.entry(ino.0) {
             known.get_mut().lookups = known.get().lookups.saturating_sub(lookups);
-            if known.get().lookups == 0 && ino != INodeNo::ROOT {
-                known.remove();
+            if known.get().lookups == 0
+                && ino != INodeNo::ROOT
+                && let Place::Open(_) = known.remove().place
+            {
+                self.open.fetch_sub(1, Ordering::Relaxed);
             }
         }
     }

@@ -2,11 +2,12 @@
 //!
 //! The peer that warren is measured against, so it has what makes such a filesystem fast: several
 //! event loops with descriptors of their own, writeback cache, 1 MiB requests, long lifetimes,
-//! caches kept across opens, readdirplus, one O_PATH descriptor per known inode. It is for
-//! benchmarks by one user: new files belong to whoever runs it.
+//! caches kept across opens, readdirplus, an O_PATH descriptor per known inode as long as there are
+//! any. It is for benchmarks by one user: new files belong to whoever runs it.
 
 mod filesystem;
 mod inodes;
+mod place;
 
 use std::path::PathBuf;
 
@@ -28,8 +29,8 @@ struct Arguments {
 
 fn main() -> std::io::Result<()> {
     let arguments = Arguments::parse();
-    raise_descriptor_limit();
-    let filesystem = filesystem::Passthrough::open(&arguments.source)?;
+    let open_max = descriptor_limit() / 4 * 3;
+    let filesystem = filesystem::Passthrough::open(&arguments.source, open_max)?;
     let mut config = Config::default();
     config.mount_options = vec![
         MountOption::FSName("passthrough".into()),
@@ -41,8 +42,8 @@ fn main() -> std::io::Result<()> {
     fuser::mount(filesystem, &arguments.mountpoint, &config)
 }
 
-/// Every known inode holds a descriptor.
-fn raise_descriptor_limit() {
+/// Raises the limit of descriptors as far as it goes, and returns it.
+fn descriptor_limit() -> usize {
     let most = std::fs::read_to_string("/proc/sys/fs/nr_open");
     let most = most.ok().and_then(|text| text.trim().parse().ok());
     let hard = getrlimit(Resource::Nofile).maximum;
@@ -52,7 +53,11 @@ fn raise_descriptor_limit() {
             maximum: Some(limit),
         };
         if setrlimit(Resource::Nofile, both).is_ok() {
-            return;
+            break;
         }
     }
+    let now = getrlimit(Resource::Nofile).current;
+    now.map_or(usize::MAX, |limit| {
+        usize::try_from(limit).unwrap_or(usize::MAX)
+    })
 }
