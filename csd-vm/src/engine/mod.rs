@@ -79,6 +79,13 @@ pub trait Engine: Send + Sync {
     fn compile(&self, program: &Linked<'_>, cage: &Cage) -> Result<Box<dyn Code>, String>;
 }
 
+/// Ends what a time-out leaves behind: so that it is noticed and reported in time at any load, a
+/// thread whose program was overdue may keep a real-time priority. To be called when the end has
+/// been reported; the next run on the thread does it too.
+pub fn settle() {
+    guard::settle();
+}
+
 /// A compiled (or interpretable) program, bound to a cage.
 pub trait Code: Send {
     /// Runs it in `cage`, the one it was compiled for, with `arguments` in r1 and r2, until it

@@ -5,13 +5,14 @@
 //! wakes it. A thread that is overdue is signalled, again and again until its program has ended.
 //!
 //! So that this works at any load the watchdog runs with a real-time priority, and lends one to an
-//! overdue thread until its program has ended, where the process may do that (as root, or with
-//! CAP_SYS_NICE); elsewhere both wait for their turn like everyone.
+//! overdue thread, where the process may do that (as root, or with CAP_SYS_NICE); elsewhere both
+//! wait for their turn like everyone. The thread keeps the priority until it has had the time to
+//! report the end ([`settle`]).
 //!
 //! The protocol of a slot: the owner stores a deadline and swaps it for [`NONE`] at the end; the
 //! watchdog, holding `lent`, marks it as overdue by compare-and-swap and then acts. An owner that
-//! finds the mark at its end waits for `lent` and gives the priority back. A signal that arrives
-//! late finds no mark and is ignored ([`is_overdue`]).
+//! finds the mark at its end owes: it waits for `lent` and gives the priority back when it
+//! settles. A signal that arrives late finds no mark and is ignored ([`is_overdue`]).
 
 use std::cell::Cell;
 use std::ptr::null;
@@ -87,7 +88,11 @@ thread_local! {
 }
 
 /// The place of a thread in the watchdog's list.
-pub(super) struct Slot(Arc<Shared>);
+pub(super) struct Slot {
+    shared: Arc<Shared>,
+    /// Whether the watchdog may have lent a priority.
+    owes: Cell<bool>,
+}
 
 /// Enters this thread into the list, and starts the watchdog with the first.
 pub(super) fn register() -> Slot {
@@ -107,7 +112,10 @@ pub(super) fn register() -> Slot {
     });
     WATCHDOG.slots.lock().push(shared.clone());
     WATCHED.set(Arc::as_ptr(&shared));
-    Slot(shared)
+    Slot {
+        shared,
+        owes: Cell::new(false),
+    }
 }
 
 impl Drop for Slot {
@@ -115,38 +123,44 @@ impl Drop for Slot {
         WATCHED.set(null());
         // Under the lock, so that the watchdog signals nobody who has left.
         let mut slots = WATCHDOG.slots.lock();
-        slots.retain(|slot| !Arc::ptr_eq(slot, &self.0));
+        slots.retain(|slot| !Arc::ptr_eq(slot, &self.shared));
     }
 }
 
 impl Slot {
     /// Watches this thread until the value is dropped.
     pub(super) fn watch(&self, deadline: Deadline) -> Watch<'_> {
+        self.settle();
         // Sequentially consistent, as the watchdog's accesses to the same two are: either it sees
         // our deadline in the look after it announced when it wakes, or we see the announcement.
-        self.0.deadline.store(deadline.0, SeqCst);
-        if deadline.0 < WATCHDOG.wakes_at.load(SeqCst) {
-            if let Some(thread) = WATCHDOG.thread.get() {
-                thread.unpark();
-            }
+        self.shared.deadline.store(deadline.0, SeqCst);
+        if deadline.0 < WATCHDOG.wakes_at.load(SeqCst)
+            && let Some(thread) = WATCHDOG.thread.get()
+        {
+            thread.unpark();
         }
-        Watch(&self.0)
+        Watch(self)
+    }
+
+    /// Gives back the priority this thread was lent, if it was.
+    pub(super) fn settle(&self) {
+        if !self.owes.replace(false) {
+            return;
+        }
+        if let Some((policy, parameter)) = self.shared.lent.lock().take() {
+            // SAFETY: the structure is valid, the thread is this one.
+            unsafe { libc::sched_setscheduler(self.shared.thread, policy, &parameter) };
+        }
     }
 }
 
 /// A program under watch.
-pub(super) struct Watch<'a>(&'a Shared);
+pub(super) struct Watch<'a>(&'a Slot);
 
 impl Drop for Watch<'_> {
     fn drop(&mut self) {
-        let overdue = self.0.deadline.swap(NONE, SeqCst) & OVERDUE != 0;
-        if !overdue {
-            return;
-        }
-        if let Some((policy, parameter)) = self.0.lent.lock().take() {
-            // SAFETY: the structure is valid, the thread is this one.
-            unsafe { libc::sched_setscheduler(self.0.thread, policy, &parameter) };
-        }
+        let before = self.0.shared.deadline.swap(NONE, SeqCst);
+        self.0.owes.set(before & OVERDUE != 0);
     }
 }
 

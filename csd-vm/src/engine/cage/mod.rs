@@ -96,6 +96,20 @@ impl DataImage<'_> {
     }
 }
 
+/// A part of the window that is being filled, unmapped unless that succeeds: also when it panics,
+/// the program never finds it writable.
+struct Unfinished {
+    start: u64,
+    len: u64,
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        let unmapped = map_fixed(self.start, self.len, libc::PROT_NONE);
+        unmapped.expect("a range that was just mapped can be unmapped");
+    }
+}
+
 static LIVE: AtomicUsize = AtomicUsize::new(0);
 
 /// Below this, clearing bytes is cheaper than giving pages back.
@@ -294,13 +308,23 @@ impl Cage {
         let region = self.layout.region_of(offset)?;
         let within = offset - self.layout.span(region).start;
         let len = self.accessible(region).checked_sub(within)?.min(max as u64);
-        let mut text = vec![0; len as usize];
-        self.read_bytes(CagePtr { offset, len }, &mut text).ok()?;
-        let end = text
-            .iter()
-            .position(|byte| *byte == 0)
-            .unwrap_or(text.len());
-        text.truncate(end);
+        let mut text = Vec::new();
+        while (text.len() as u64) < len {
+            // A page at a time: what follows the text need not be there.
+            let at = offset + text.len() as u64;
+            let part = (PAGE - at % PAGE).min(len - text.len() as u64);
+            let start = text.len();
+            text.resize(start + part as usize, 0);
+            let from = CagePtr {
+                offset: at,
+                len: part,
+            };
+            self.read_bytes(from, &mut text[start..]).ok()?;
+            if let Some(end) = text[start..].iter().position(|byte| *byte == 0) {
+                text.truncate(start + end);
+                break;
+            }
+        }
         Some(text)
     }
 
@@ -453,11 +477,12 @@ impl Cage {
         self.use_window(at, len)?;
         let to = self.address(Region::Window) + at;
         map_fixed(to, len, libc::PROT_READ | libc::PROT_WRITE)?;
+        let unfinished = Unfinished { start: to, len };
         // SAFETY: fresh anonymous memory, mapped writable just now, borrowed by nobody else.
         let filled = fill(unsafe { std::slice::from_raw_parts_mut(to as *mut u8, len as usize) });
-        match filled {
-            Ok(()) => protect(to, len, libc::PROT_READ)?,
-            Err(_) => map_fixed(to, len, libc::PROT_NONE)?,
+        if filled.is_ok() {
+            protect(to, len, libc::PROT_READ)?;
+            std::mem::forget(unfinished);
         }
         Ok(filled)
     }

@@ -20,7 +20,9 @@ mod run;
 mod signals;
 mod stack;
 
-pub(super) use run::{Program, is_stopping, note_fault, note_stack_overflow, run, with_cage};
+pub(super) use run::{
+    Program, is_stopping, note_fault, note_stack_overflow, run, settle, with_cage,
+};
 pub(super) use signals::deadline_signal;
 
 /// Address of the function programs call with the number of a helper: the external dispatcher of
