@@ -21,6 +21,8 @@ const ADDRESS_IN_CODE: u32 = 1;
 const ADDRESS_IN_DATA: u32 = 2;
 /// `R_BPF_64_ABS32`: the lower half of an address in data.
 const LOW_ADDRESS_IN_DATA: u32 = 3;
+/// `R_BPF_64_NODYLD32`: the same; clang uses it when the object itself defines the symbol.
+const LOW_OWN_ADDRESS_IN_DATA: u32 = 4;
 /// `R_BPF_64_32`: the target of a call.
 const CALL_TARGET: u32 = 10;
 
@@ -533,7 +535,7 @@ fn data_pointer(
 ) -> Result<Pointer, LinkProblem> {
     let bytes = match relocation.kind {
         ADDRESS_IN_DATA => 8u8,
-        LOW_ADDRESS_IN_DATA => 4,
+        LOW_ADDRESS_IN_DATA | LOW_OWN_ADDRESS_IN_DATA => 4,
         kind => return Err(LinkProblem::RelocationType(kind)),
     };
     if relocation.offset < free_from {

@@ -18,6 +18,8 @@ pub mod insn;
 mod layout;
 mod link;
 #[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
 mod tests;
 mod validate;
 
