@@ -290,7 +290,7 @@ impl Fuzzer {
         out.push(exit.encode());
     }
 
-    /// `insn` with a target in its function, mostly forward.
+    /// `insn` with a target in its function, mostly forward; else to the next instruction.
     fn jump(&mut self, mut insn: Insn, at: usize, is_target: &[bool]) -> Insn {
         if insn.opcode == CALL || insn.opcode == EXIT {
             return insn;
@@ -304,7 +304,6 @@ impl Fuzzer {
         } else {
             insn.offset = distance as i16;
         }
-        // Distance 0 may be the middle of a constant only if the next slot starts none: it does.
         insn
     }
 

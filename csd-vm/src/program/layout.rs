@@ -126,9 +126,10 @@ impl DataLayout {
                     (object.sections[index].size, object.sections[index].align)
                 }
                 Block::Section(_) => continue,
-                Block::Common(index) => {
-                    (object.symbols[index].size, object.symbols[index].value.max(1))
-                }
+                Block::Common(index) => (
+                    object.symbols[index].size,
+                    object.symbols[index].value.max(1),
+                ),
             };
             check_align(align)?;
             let at = end.next_multiple_of(align);

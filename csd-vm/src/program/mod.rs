@@ -291,7 +291,9 @@ impl Program {
                 None => (&mut data.read_only, pointer.at),
             };
             let address = data_base.wrapping_add_signed(pointer.offset).to_le_bytes();
-            let target = image.iter_mut().skip(usize::try_from(at).unwrap_or(usize::MAX));
+            let target = image
+                .iter_mut()
+                .skip(usize::try_from(at).unwrap_or(usize::MAX));
             for (to, from) in target.zip(&address[..pointer.bytes.into()]) {
                 *to = *from;
             }

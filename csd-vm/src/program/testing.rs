@@ -12,7 +12,14 @@ pub(crate) fn compile(source: &str, options: &[&str]) -> Vec<u8> {
     let path = |name: &str| -> PathBuf { directory.path().join(name) };
     std::fs::write(path("kernel.c"), source).expect("the source is written");
     let clang = Command::new("clang")
-        .args(["-target", "bpf", "-Wall", "-Werror", "-ffreestanding", "-fno-crash-diagnostics"])
+        .args([
+            "-target",
+            "bpf",
+            "-Wall",
+            "-Werror",
+            "-ffreestanding",
+            "-fno-crash-diagnostics",
+        ])
         .args(options)
         .arg("-c")
         .arg(path("kernel.c"))
@@ -85,7 +92,11 @@ impl Machine {
     }
 
     fn function(&mut self, mut at: usize) {
-        let end = self.stack_bytes.iter().rev().find(|(first, _)| *first <= at);
+        let end = self
+            .stack_bytes
+            .iter()
+            .rev()
+            .find(|(first, _)| *first <= at);
         let frame = end.expect("slot 0 is in a function").1;
         for _ in 0..1_000_000 {
             let insn = Insn::decode(self.slots[at]);
@@ -165,7 +176,9 @@ impl Machine {
                 self.registers[dst] = u64::from_le_bytes(value);
             }
             Kind::Store(size) | Kind::StoreImmediate(size) => {
-                let value = self.right(insn, matches!(kind, Kind::Store(_))).to_le_bytes();
+                let value = self
+                    .right(insn, matches!(kind, Kind::Store(_)))
+                    .to_le_bytes();
                 let address = displaced(self.registers[dst]);
                 self.bytes(address, size.into())
                     .copy_from_slice(&value[..size.into()]);
@@ -206,5 +219,9 @@ fn arithmetic(operation: Arithmetic, a: u64, b: u64, wide: bool) -> u64 {
         Arithmetic::Neg => a.wrapping_neg(),
         Arithmetic::Mov => b,
     };
-    if wide { result } else { u64::from(result as u32) }
+    if wide {
+        result
+    } else {
+        u64::from(result as u32)
+    }
 }

@@ -191,10 +191,7 @@ impl<'a> FunctionChecker<'a> {
     fn check_end(&self) -> Result<(), (usize, Violation)> {
         match self.instructions().last() {
             Some((_, insn))
-                if matches!(
-                    insn.kind(),
-                    Some(Kind::Exit | Kind::Jump | Kind::JumpLong)
-                ) =>
+                if matches!(insn.kind(), Some(Kind::Exit | Kind::Jump | Kind::JumpLong)) =>
             {
                 Ok(())
             }

@@ -60,7 +60,10 @@ fn no_mutated_object_makes_linking_panic() {
         accepted += u64::from(linked);
     }
     // The mutations are neither all harmless nor all fatal.
-    assert!(cases < 1000 || (cases / 50..cases / 2).contains(&accepted), "{accepted} of {cases}");
+    assert!(
+        cases < 1000 || (cases / 50..cases / 2).contains(&accepted),
+        "{accepted} of {cases}"
+    );
 }
 
 #[test]
@@ -87,7 +90,10 @@ fn no_instruction_stream_makes_the_validator_panic() {
         };
         accepted += u64::from(valid);
     }
-    assert!(cases < 1000 || (cases / 5..cases).contains(&accepted), "{accepted} of {cases}");
+    assert!(
+        cases < 1000 || (cases / 5..cases).contains(&accepted),
+        "{accepted} of {cases}"
+    );
 }
 
 /// What an engine relies on, told independently of how the validator goes about it.
@@ -107,7 +113,10 @@ fn check_promises(program: &Program) {
         let insn = Insn::decode(*slot);
         let goes = |distance: i64| {
             let to = usize::try_from(at as i64 + 1 + distance).expect("a jump into the program");
-            assert!(starts[to] && in_function[to] == in_function[at], "{at} to {to}");
+            assert!(
+                starts[to] && in_function[to] == in_function[at],
+                "{at} to {to}"
+            );
             to
         };
         match insn.kind().expect("a known opcode") {

@@ -156,14 +156,18 @@ fn addresses_of_functions_are_refused() {
             LoadError::Link { problem, .. } | LoadError::Data { problem, .. } => problem,
             _ => panic!("{error}"),
         };
-        assert!(matches!(problem, LinkProblem::FunctionAddress(_)), "{error}");
+        assert!(
+            matches!(problem, LinkProblem::FunctionAddress(_)),
+            "{error}"
+        );
     }
 }
 
 #[test]
 fn unknown_functions_and_variables_are_named() {
-    let error = link("extern int memcpy_to_mars(int); int main(int x) { return memcpy_to_mars(x); }")
-        .expect_err("no such function");
+    let error =
+        link("extern int memcpy_to_mars(int); int main(int x) { return memcpy_to_mars(x); }")
+            .expect_err("no such function");
     assert_eq!(
         error.to_string(),
         "section .text, function main, instruction 0: memcpy_to_mars is neither defined here nor a helper"
@@ -174,7 +178,10 @@ fn unknown_functions_and_variables_are_named() {
 
 #[test]
 fn the_entry_is_the_named_one_else_main_else_the_only_global_function() {
-    let two = compile("int a(void) { return 1; } int b(void) { return 2; }", &["-O2"]);
+    let two = compile(
+        "int a(void) { return 1; } int b(void) { return 2; }",
+        &["-O2"],
+    );
     let error = Program::link(&two, &LinkLimits::default()).expect_err("which one?");
     assert!(matches!(error, LoadError::Entry { .. }), "{error}");
     let limits = |entry: &str| LinkLimits {
@@ -218,7 +225,9 @@ fn what_is_no_bpf_object_is_told_from_what_is_refused() {
     assert!(format(b""));
     assert!(format(b"#!/bin/sh\n"));
     assert!(format(&good[..40]));
-    assert!(format(&std::fs::read("/proc/self/exe").expect("this test")[..1 << 20]));
+    assert!(format(
+        &std::fs::read("/proc/self/exe").expect("this test")[..1 << 20]
+    ));
     let big_endian = compile("int main(void) { return 0; }", &["-target", "bpfeb"]);
     assert!(format(&big_endian));
     assert!(!format(&good[..good.len() - 100]));
@@ -247,7 +256,10 @@ fn every_limit_is_kept() {
         let mut limits = LinkLimits::default();
         tighten(&mut limits);
         let error = Program::link(&object, &limits).expect_err("above the limit");
-        assert!(matches!(error, LoadError::TooLarge { .. }), "{number}: {error}");
+        assert!(
+            matches!(error, LoadError::TooLarge { .. }),
+            "{number}: {error}"
+        );
     }
 }
 
