@@ -56,7 +56,7 @@ impl Fuzzer {
     }
 
     /// The next random number (splitmix64; Steele, Lea and Flood 2014).
-    pub fn next(&mut self) -> u64 {
+    pub fn number(&mut self) -> u64 {
         self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.state;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -68,7 +68,7 @@ impl Fuzzer {
     pub fn below(&mut self, end: usize) -> usize {
         match end as u64 {
             0 => 0,
-            end => (self.next() % end) as usize,
+            end => (self.number() % end) as usize,
         }
     }
 
@@ -106,7 +106,7 @@ impl Fuzzer {
     fn set_byte(&mut self, out: &mut [u8]) {
         let at = self.below(out.len());
         if let Some(byte) = out.get_mut(at) {
-            *byte = self.next() as u8;
+            *byte = self.number() as u8;
         }
     }
 
@@ -121,7 +121,7 @@ impl Fuzzer {
     /// An extreme, sometimes off by a little or random, at `at`.
     fn put_extreme(&mut self, out: &mut [u8], at: usize, size: usize) {
         let value = match self.below(4) {
-            0 => self.next(),
+            0 => self.number(),
             1 => self.below(256) as u64,
             2 => out.len() as u64,
             _ => self.pick(&EXTREMES),
@@ -139,7 +139,7 @@ impl Fuzzer {
 
     fn extend(&mut self, out: &mut Vec<u8>) {
         for _ in 0..self.below(64) {
-            out.push(self.next() as u8);
+            out.push(self.number() as u8);
         }
     }
 
@@ -223,7 +223,7 @@ impl Fuzzer {
     pub fn noise(&mut self, length: usize) -> Vec<u64> {
         (0..length)
             .map(|at| match self.below(3) {
-                0 => self.next(),
+                0 => self.number(),
                 _ => self.instruction(length, at),
             })
             .collect()
@@ -357,10 +357,10 @@ impl Fuzzer {
         }
         // Rarely anything at all.
         match self.below(400) {
-            0 => insn.opcode = self.next() as u8,
+            0 => insn.opcode = self.number() as u8,
             1 => insn.opcode = LDDW,
             2 => insn.src = self.below(16) as u8,
-            3 => insn.offset = self.next() as i16,
+            3 => insn.offset = self.number() as i16,
             _ => {}
         }
         insn.encode()
@@ -406,7 +406,7 @@ impl Fuzzer {
     fn displacement(&mut self, base: u8) -> i16 {
         match base {
             10 => -8 * (1 + self.below(64) as i16),
-            _ if self.below(8) == 0 => self.next() as i16,
+            _ if self.below(8) == 0 => self.number() as i16,
             _ => self.below(64) as i16 - 32,
         }
     }
