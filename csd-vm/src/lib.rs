@@ -9,3 +9,4 @@
 
 pub mod program;
 pub mod request;
+pub mod verify;
