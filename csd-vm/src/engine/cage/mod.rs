@@ -300,6 +300,23 @@ impl Cage {
         Some(unsafe { std::slice::from_raw_parts_mut(pointer, at.len as usize) })
     }
 
+    /// The bytes at `at` of the window, in place, for helpers: where a file was cut off under its
+    /// mapping they read as zeros, and the program ends with the helper. None where `at` is not
+    /// within the window; what is there must have been mapped.
+    #[must_use]
+    pub fn window_bytes(&self, at: CagePtr) -> Option<&[u8]> {
+        let checked = self.check(at.offset, at.len, Access::Read)?;
+        if self.layout.region_of(checked.offset) != Some(Region::Window) {
+            return None;
+        }
+        let pointer = (self.base + at.offset) as *const u8;
+        // SAFETY: the range is within the window (`check`) and mapped readable, as callers promise
+        // by having mapped it. It is replaced under `&mut self` only, but for pages that a bus
+        // error in a helper turns into zeros. Blocks under a mapping are those of a snapshot, which
+        // nobody changes.
+        Some(unsafe { std::slice::from_raw_parts(pointer, at.len as usize) })
+    }
+
     /// A text of at most `max` bytes that ends before a zero byte, at `pointer` of the program.
     /// Without a zero byte, as much as is there.
     #[must_use]
