@@ -26,7 +26,7 @@ fn recursion(engine: &dyn Engine, body: &[u64], stack_bytes: u16, cage: &Cage) -
         stack_bytes,
     });
     let program = Linked {
-        instructions: &code,
+        instructions: &|_| code.clone(),
         functions: &functions,
     };
     engine.compile(&program, cage).unwrap()

@@ -4,7 +4,7 @@ use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::ptr::{NonNull, null_mut};
 
 use super::ffi::{self, Vm};
-use crate::engine::{Frame, Linked, guard};
+use crate::engine::{Frame, guard};
 
 /// Slots of the largest program uBPF takes.
 const SLOTS_MAX: usize = 65_535;
@@ -25,19 +25,19 @@ pub(super) struct Machine {
 unsafe impl Send for Machine {}
 
 impl Machine {
-    /// Loads `program`.
-    pub(super) fn load(program: &Linked<'_>) -> Result<Machine, String> {
-        check_size(program)?;
+    /// Loads a program.
+    pub(super) fn load(instructions: &[u64], functions: &[Frame]) -> Result<Machine, String> {
+        check_size(instructions)?;
         // SAFETY: no arguments.
         let vm = NonNull::new(unsafe { ffi::ubpf_create() }).ok_or("out of memory")?;
-        let mut frames = Box::new(program.functions.to_vec());
+        let mut frames = Box::new(functions.to_vec());
         frames.sort_by_key(|frame| frame.first_slot);
         let cookie: *mut c_void = (&raw mut *frames).cast();
         let machine = Machine {
             vm,
             _frames: frames,
         };
-        let bytes = size_of_val(program.instructions) as u32;
+        let bytes = size_of_val(instructions) as u32;
         let mut error = null_mut();
         // SAFETY: the machine is valid and not shared yet; `cookie` points to the frames, which
         // live as long as the machine; the instructions are copied.
@@ -45,7 +45,7 @@ impl Machine {
             ffi::ubpf_set_error_print(vm.as_ptr(), print_nothing);
             ffi::ubpf_register_external_dispatcher(vm.as_ptr(), guard::dispatcher(), any_helper);
             ffi::ubpf_register_stack_usage_calculator(vm.as_ptr(), stack_usage, cookie);
-            let code = program.instructions.as_ptr().cast();
+            let code = instructions.as_ptr().cast();
             ffi::ubpf_load(vm.as_ptr(), code, bytes, &mut error)
         };
         outcome(loaded, error)?;
@@ -64,15 +64,15 @@ impl Drop for Machine {
     }
 }
 
-fn check_size(program: &Linked<'_>) -> Result<(), String> {
-    let slots = program.instructions.len();
+fn check_size(instructions: &[u64]) -> Result<(), String> {
+    let slots = instructions.len();
     if slots > SLOTS_MAX {
         return Err(format!(
             "{slots} instructions, at most {SLOTS_MAX} can be run"
         ));
     }
     let is_helper_call = |slot: &&u64| **slot & 0xf0ff == 0x85;
-    let calls = program.instructions.iter().filter(is_helper_call).count();
+    let calls = instructions.iter().filter(is_helper_call).count();
     if calls > HELPER_CALLS_MAX {
         return Err(format!(
             "{calls} calls of helpers, at most {HELPER_CALLS_MAX} can be compiled"
