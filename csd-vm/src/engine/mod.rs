@@ -5,7 +5,7 @@
 //! checks every access, which makes it the oracle of the tests.
 //!
 //! Whatever a program does ends in an [`Exit`]: loads and stores are confined to its
-//! [`cage::Cage`], faults and time-outs are turned into an end of this program only by [`guard`].
+//! [`cage::Cage`], faults and time-outs are turned into an end of this program only by the module `guard`.
 //! What engines do not do: check programs. They run what passed the structural validator; jumps
 //! and calls into the middle of a two-slot instruction in particular must have been refused there.
 

@@ -103,7 +103,11 @@ fn endless_programs_end_at_their_deadline_at_any_load() {
     let load = if may_lend_priorities() { 16 } else { 0 };
     std::thread::scope(|scope| {
         for _ in 0..load {
-            scope.spawn(|| while !stop.load(Ordering::Relaxed) {});
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    std::hint::spin_loop();
+                }
+            });
         }
         let workers: Vec<_> = (0..4u64)
             .map(|worker| scope.spawn(move || time_out_for(worker)))

@@ -13,11 +13,14 @@ const SLOTS_MAX: usize = 65_535;
 /// of them, which takes time that grows with the square of their number.
 const HELPER_CALLS_MAX: usize = 4096;
 
+/// The functions of a program, in the order of their first slots.
+struct Frames(Vec<Frame>);
+
 /// A virtual machine with a program loaded.
 pub(super) struct Machine {
     vm: NonNull<Vm>,
     /// What the machine asks for the stack usage of functions; it keeps a pointer to it.
-    _frames: Box<Vec<Frame>>,
+    _frames: Box<Frames>,
 }
 
 // SAFETY: a machine is memory of its own, used by one thread at a time, and the calls used here
@@ -30,8 +33,8 @@ impl Machine {
         check_size(instructions)?;
         // SAFETY: no arguments.
         let vm = NonNull::new(unsafe { ffi::ubpf_create() }).ok_or("out of memory")?;
-        let mut frames = Box::new(functions.to_vec());
-        frames.sort_by_key(|frame| frame.first_slot);
+        let mut frames = Box::new(Frames(functions.to_vec()));
+        frames.0.sort_by_key(|frame| frame.first_slot);
         let cookie: *mut c_void = (&raw mut *frames).cast();
         let machine = Machine {
             vm,
@@ -112,7 +115,7 @@ unsafe extern "C" fn stack_usage(_: *const Vm, slot: u16, cookie: *mut c_void) -
     /// What a function may use that is not in the list: the most there is.
     const MAX: u16 = 512;
     // SAFETY: the cookie is the one given in `Machine::load`.
-    let frames = unsafe { &*cookie.cast::<Vec<Frame>>() };
+    let Frames(frames) = unsafe { &*cookie.cast::<Frames>() };
     let found = frames.binary_search_by_key(&u32::from(slot), |frame| frame.first_slot);
     let bytes = found.map_or(MAX, |index| frames[index].stack_bytes);
     c_int::from(bytes.min(u16::MAX - 15).next_multiple_of(16))
