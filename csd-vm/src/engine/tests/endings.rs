@@ -257,6 +257,27 @@ fn a_file_cut_off_under_its_mapping_ends_the_program() {
 }
 
 #[test]
+fn a_look_at_blocks_tells_of_those_that_are_not_there() {
+    let file = file();
+    let mut cage = cage();
+    let window = cage.address(Region::Window);
+    let both = cage.check(window, 2 * PAGE, Access::Read).unwrap();
+    let sum = |bytes: &[u8]| bytes.iter().map(|byte| u64::from(*byte)).sum::<u64>();
+    let second = window + PAGE - cage.base();
+    cage.map_window(0, file.as_fd(), 0, PAGE, false).unwrap();
+    assert_eq!(cage.look(both, sum).unwrap_err().0, second);
+    cage.map_window(0, file.as_fd(), 0, 2 * PAGE, false)
+        .unwrap();
+    assert_eq!(cage.look(both, sum), Ok(7 * 2 * PAGE));
+    file.set_len(PAGE).unwrap();
+    assert_eq!(cage.look(both, sum).unwrap_err().0, second);
+    let heap = cage
+        .check(cage.address(Region::Heap), 8, Access::Read)
+        .unwrap();
+    assert!(cage.look(heap, sum).is_err());
+}
+
+#[test]
 fn thousands_of_runs_in_many_threads_do_not_meet() {
     std::thread::scope(|scope| {
         for worker in 0..8u64 {
