@@ -430,9 +430,7 @@ fn read_blocks(device: &dyn ZonedDevice, lba: Lba, bytes: &mut [u8]) -> Result<(
         let got = unsafe { libc::pread(file, rest.as_mut_ptr().cast(), rest.len(), at) };
         match usize::try_from(got) {
             Ok(0) => {
-                return Err(WindowError::Storage(format!(
-                    "LBA {lba} is past the end of its file"
-                )));
+                return Err(past_the_end(lba));
             }
             Ok(got) => done += got,
             Err(_) => {
@@ -450,8 +448,18 @@ fn read_blocks(device: &dyn ZonedDevice, lba: Lba, bytes: &mut [u8]) -> Result<(
 fn check_mapped(cage: &Cage, at: u64, lba: Lba, checksums: &[u32]) -> Result<()> {
     let address = cage.address(Region::Window) + at * BLOCK;
     let mapped = cage.check(address, checksums.len() as u64 * BLOCK, Access::Read);
-    let mapped = mapped.and_then(|mapped| cage.window_bytes(mapped));
-    check(lba, mapped.ok_or(WindowError::Fault(address))?, checksums)
+    let mapped = mapped.ok_or(WindowError::Fault(address))?;
+    match cage.look(mapped, |bytes| check(lba, bytes, checksums)) {
+        Ok(checked) => checked,
+        Err(fault) => {
+            let lba = lba.plus((fault.0 - mapped.offset()) / BLOCK);
+            Err(past_the_end(lba))
+        }
+    }
+}
+
+fn past_the_end(lba: Lba) -> WindowError {
+    WindowError::Storage(format!("LBA {lba} is past the end of its file"))
 }
 
 fn check(first: Lba, bytes: &[u8], checksums: &[u32]) -> Result<()> {

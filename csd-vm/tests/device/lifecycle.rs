@@ -62,7 +62,7 @@ fn a_program_is_linked_and_compiled_once_and_kept_for_later() {
         (counters.programs_linked, counters.program_cache_hits),
         (1, 4)
     );
-    assert_eq!((counters.compilations, counters.cages_made), (1, 1));
+    assert_eq!((counters.bindings, counters.cages_made), (1, 1));
     // Of those nobody refers to, the cache keeps the one that was loaded last.
     let held = device.load(&objects[0]).expect("loads");
     for object in &objects[1..] {
@@ -256,7 +256,9 @@ fn a_completion_that_panics_or_submits_does_not_stop_the_workers() {
 
 #[test]
 fn a_snapshot_is_let_go_with_its_owner() {
-    struct Watched(Arc<()>);
+    struct Watched {
+        _alive: Arc<()>,
+    }
     impl SnapshotMap for Watched {
         fn size(&self) -> u64 {
             BLOCK as u64
@@ -269,7 +271,9 @@ fn a_snapshot_is_let_go_with_its_owner() {
     let bench = Bench::new(&warren(PASSTHROUGH), b"x");
     let alive = Arc::new(());
     let mut request = read(&bench.snapshot, 0, BLOCK as u64);
-    request.snapshot = Arc::new(Watched(Arc::clone(&alive)));
+    request.snapshot = Arc::new(Watched {
+        _alive: Arc::clone(&alive),
+    });
     bench.run(request);
     drop(bench.activation);
     let start = std::time::Instant::now();
