@@ -2,10 +2,12 @@
 //! memory it was given and calls helpers with valid arguments.
 //!
 //! A program that is accepted has been shown to be free of such mistakes under the model in
-//! [`model`]; the cage holds either way. A program that is refused need not be wrong: the proof
-//! covers neither pointers kept in global variables nor memory whose size depends on data, and
-//! bounds that compilers move out of loops can get lost. What the model takes for granted: a helper
-//! maps as many bytes as it was asked for, and the heap has its default size.
+//! [`model`]; the cage holds either way. A program that is refused need not be wrong. Two things
+//! help: give `warren_map` and `warren_reserve` constant sizes, and mask an index or compare it
+//! right before the access, as bounds that only a loop's end condition implies get lost. Pointers
+//! in global variables, pointers read from the request description and recursion cannot be
+//! verified. What the model takes for granted: a helper maps as many bytes as it was asked for, and
+//! the heap has its default size.
 //!
 //! Termination is not checked; programs have a time limit anyway. The analysis itself runs on a
 //! thread of its own, bounded in the size of its input and in time. It cannot be interrupted
@@ -15,11 +17,11 @@ mod model;
 
 use std::collections::BTreeMap;
 use std::panic::resume_unwind;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use parking_lot::{Condvar, Mutex};
 use prevail::crab::ebpf_domain::DomainContext;
 use prevail::crab::var_registry::VariableRegistry;
 use prevail::elf_loader::UnmarshalError;
@@ -48,8 +50,6 @@ const STACK_BYTES: usize = 256 << 20;
 const REASONS_MAX: usize = 5;
 /// Functions that may be active at once, helpers that are modelled by functions included.
 const FRAMES_MAX: i32 = 10;
-
-static RUNNING: AtomicUsize = AtomicUsize::new(0);
 
 /// Bounds of a verification.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,8 +114,8 @@ pub enum VerifyError {
     /// The program is too large once every call is replaced by what it calls.
     #[error("too large to verify: more than {0} instructions when calls are expanded")]
     TooLarge(u64),
-    /// Too many verifications are running.
-    #[error("too many verifications are running")]
+    /// Others were running all the time.
+    #[error("other verifications took all the time")]
     Busy,
     /// The verifier failed.
     #[error("the verifier failed: {0}")]
@@ -205,27 +205,38 @@ struct Finding {
 /// The payload with which an analysis ends itself.
 struct Expired;
 
+/// How many analyses run.
+static RUNNING: Mutex<usize> = Mutex::new(0);
+static ONE_ENDED: Condvar = Condvar::new();
+
 /// Counts an analysis for as long as it runs.
 struct Running;
 
 impl Running {
-    fn start() -> Option<Running> {
-        let more = |running| (running < RUNNING_MAX).then_some(running + 1);
-        let updated = RUNNING.fetch_update(Ordering::AcqRel, Ordering::Acquire, more);
-        updated.ok().map(|_| Running)
+    /// Waits for others to end, until `deadline` at most.
+    fn start(deadline: Instant) -> Option<Running> {
+        let mut running = RUNNING.lock();
+        while *running >= RUNNING_MAX {
+            if ONE_ENDED.wait_until(&mut running, deadline).timed_out() {
+                return None;
+            }
+        }
+        *running += 1;
+        Some(Running)
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        RUNNING.fetch_sub(1, Ordering::AcqRel);
+        *RUNNING.lock() -= 1;
+        ONE_ENDED.notify_one();
     }
 }
 
 /// Analyses on a thread of its own, which is left alone when it takes too long.
 fn run(modelled: Modelled, time: Duration) -> Result<Vec<Finding>, VerifyError> {
-    let running = Running::start().ok_or(VerifyError::Busy)?;
     let deadline = Instant::now() + time;
+    let running = Running::start(deadline).ok_or(VerifyError::Busy)?;
     let (sender, receiver) = channel();
     let worker = thread::Builder::new()
         .name("csd-verify".to_owned())
@@ -237,7 +248,7 @@ fn run(modelled: Modelled, time: Duration) -> Result<Vec<Finding>, VerifyError> 
             let _ = sender.send(findings);
         })
         .map_err(|error| VerifyError::Failed(error.to_string()))?;
-    match receiver.recv_timeout(time) {
+    match receiver.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
         Ok(findings) => Ok(findings),
         Err(RecvTimeoutError::Timeout) => Err(VerifyError::TimedOut(time)),
         Err(RecvTimeoutError::Disconnected) => Err(match worker.join() {
