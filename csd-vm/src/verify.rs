@@ -46,6 +46,8 @@ use model::{Modelled, REQUEST_BYTES, START_SLOTS, helper_prototype, model};
 const RUNNING_MAX: usize = 4;
 /// Bytes of stack of an analysis, which is recursive; touched only as needed.
 const STACK_BYTES: usize = 256 << 20;
+/// No verification takes longer, whatever its limits say.
+const TIME_MAX: Duration = Duration::from_secs(3600);
 /// Reasons reported.
 const REASONS_MAX: usize = 5;
 /// Functions that may be active at once, helpers that are modelled by functions included.
@@ -130,7 +132,7 @@ pub fn verify(program: &Program, limits: &VerifyLimits) -> Result<Report, Verify
     let started = Instant::now();
     let modelled = model(program);
     match expanded_slots(&modelled) {
-        None => return Ok(refused("a function calls itself".to_owned(), started)),
+        None => return Ok(nested_too_deeply(started)),
         Some(slots) if slots > limits.slots => return Err(VerifyError::TooLarge(limits.slots)),
         Some(_) => {}
     }
@@ -145,15 +147,16 @@ pub fn verify(program: &Program, limits: &VerifyLimits) -> Result<Report, Verify
     })
 }
 
-fn refused(text: String, started: Instant) -> Report {
+fn nested_too_deeply(started: Instant) -> Report {
+    let text = format!("calls are nested more than {FRAMES_MAX} deep, or without end");
     Report {
         reasons: vec![Reason { place: None, text }],
         time: started.elapsed(),
     }
 }
 
-/// Slots when every call is replaced by what it calls, as the analysis does; `None` if that never
-/// ends.
+/// Slots when every call is replaced by what it calls, as the analysis does; `None` if calls are nested
+/// deeper than it goes.
 fn expanded_slots(modelled: &Modelled) -> Option<u64> {
     fn expand(
         modelled: &Modelled,
@@ -165,8 +168,7 @@ fn expanded_slots(modelled: &Modelled) -> Option<u64> {
         if let Some(known) = known[function] {
             return Some(known);
         }
-        // Deeper than there are functions: some function is called by itself.
-        if depth > modelled.functions.len() {
+        if depth > FRAMES_MAX as usize {
             return None;
         }
         let (first, slots) = modelled.functions[function];
@@ -235,7 +237,7 @@ impl Drop for Running {
 
 /// Analyses on a thread of its own, which is left alone when it takes too long.
 fn run(modelled: Modelled, time: Duration) -> Result<Vec<Finding>, VerifyError> {
-    let deadline = Instant::now() + time;
+    let deadline = Instant::now() + time.min(TIME_MAX);
     let running = Running::start(deadline).ok_or(VerifyError::Busy)?;
     let (sender, receiver) = channel();
     let worker = thread::Builder::new()
