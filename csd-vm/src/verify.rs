@@ -2,7 +2,7 @@
 //! memory it was given and calls helpers with valid arguments.
 //!
 //! A program that is accepted has been shown to be free of such mistakes under the model in
-//! [`model`]; the cage holds either way. A program that is refused need not be wrong. Two things
+//! `model`; the cage holds either way. A program that is refused need not be wrong. Two things
 //! help: give `warren_map` and `warren_reserve` constant sizes, and mask an index or compare it
 //! right before the access, as bounds that only a loop's end condition implies get lost. Pointers
 //! in global variables, pointers read from the request description and recursion cannot be
@@ -40,7 +40,8 @@ use prevail::spec::vm_isa::EbpfInst;
 
 use crate::program::insn::{CALL, Insn, LDDW};
 use crate::program::{Place, Program};
-use model::{Modelled, REQUEST_BYTES, START_SLOTS, helper_prototype, model};
+pub use model::REQUEST_BYTES;
+use model::{Modelled, START_SLOTS, helper_prototype, model};
 
 /// Analyses at the same time, those included that ran out of time and have not noticed.
 const RUNNING_MAX: usize = 4;
