@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
 use crate::device::{Core, Done, LoadedProgram};
+use crate::engine;
 use crate::execution::{End, Instance, nanos};
 use crate::pool::{Owner, Taken};
 use crate::queue::{Job, Lane};
@@ -114,8 +115,8 @@ impl Task {
         }
         // What panics leave behind is thrown away with the cage.
         let run = catch_unwind(AssertUnwindSafe(|| {
-            if instance.compile(&*core.engine, &program.program)? {
-                core.compilations.fetch_add(1, Relaxed);
+            if instance.bind(program)? {
+                core.bindings.fetch_add(1, Relaxed);
             }
             Ok(instance.run(&*core.storage, &program.program, &self.request))
         }));
@@ -173,6 +174,7 @@ impl Job for Task {
             Ok((instance, end)) => self.complete(instance, end, queued_ns),
             Err(failure) => self.fail(failure, queued_ns),
         }
+        engine::settle();
     }
 
     fn refuse(self) {

@@ -20,6 +20,7 @@ pub mod program;
 mod queue;
 pub mod request;
 pub mod stats;
+pub mod verify;
 mod window;
 
 pub use activation::Activation;

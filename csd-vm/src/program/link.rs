@@ -21,6 +21,8 @@ const ADDRESS_IN_CODE: u32 = 1;
 const ADDRESS_IN_DATA: u32 = 2;
 /// `R_BPF_64_ABS32`: the lower half of an address in data.
 const LOW_ADDRESS_IN_DATA: u32 = 3;
+/// `R_BPF_64_NODYLD32`: the same; clang uses it when the object itself defines the symbol.
+const LOW_OWN_ADDRESS_IN_DATA: u32 = 4;
 /// `R_BPF_64_32`: the target of a call.
 const CALL_TARGET: u32 = 10;
 
@@ -252,75 +254,76 @@ impl<'o, 'a> CodeLinker<'o, 'a> {
     fn add(&mut self, extent: usize, limits: &LinkLimits) -> Result<(), LoadError> {
         let object = self.object;
         let Extent {
-            section: section_index,
+            section,
             first,
             slots,
             symbol,
         } = self.extents[extent];
-        let section = &object.sections[section_index];
         let base = self.slots.len();
         check_limit(
             "instructions",
             (base as u64).saturating_add(slots),
             limits.instructions,
         )?;
-        let place = |slot: u64| Place {
-            section: shown(&section.name),
-            function: shown(&object.symbols[symbol].name),
-            instruction: usize::try_from(slot).unwrap_or(usize::MAX),
-        };
-        let bytes = code_bytes(section, first, slots);
-        self.slots.extend(
-            bytes
-                .as_chunks::<8>()
-                .0
-                .iter()
-                .map(|slot| u64::from_le_bytes(*slot)),
-        );
-        let relocations = relocations_in(section, first * SLOT, (first + slots) * SLOT);
-        let mut unused = relocations.len();
-        let mut second_half = false;
-        for index in base..self.slots.len() {
-            let in_section = first + (index - base) as u64;
-            if std::mem::take(&mut second_half) {
-                continue;
-            }
-            let insn = Insn::decode(self.slots[index]);
-            second_half = insn.opcode == LDDW;
-            let fail = |problem| {
-                let place = place(in_section);
-                Err(LoadError::Link { place, problem })
-            };
-            let here = relocations_in_list(relocations, in_section * SLOT);
-            if here.len() > 1 {
-                return fail(LinkProblem::Repeated);
-            }
-            let relocation = here.first();
-            unused -= here.len();
-            let resolved = match (insn.opcode, relocation) {
-                (CALL, _) => self.resolve_call(index, insn, section_index, in_section, relocation),
-                (LDDW, Some(relocation)) => self.resolve_address(index, insn, relocation),
-                (_, None) => Ok(()),
-                (_, Some(_)) => Err(LinkProblem::Misplaced),
-            };
-            if let Err(problem) = resolved {
-                return fail(problem);
-            }
-        }
-        if unused > 0 {
-            return Err(LoadError::Link {
-                place: place(first),
-                problem: LinkProblem::Misplaced,
-            });
-        }
-        self.functions.push(Function {
+        let bytes = code_bytes(&object.sections[section], first, slots);
+        let (bytes, _) = bytes.as_chunks::<8>();
+        self.slots
+            .extend(bytes.iter().map(|slot| u64::from_le_bytes(*slot)));
+        let function = Function {
             name: shown(&object.symbols[symbol].name),
-            section: shown(&section.name),
+            section: shown(&object.sections[section].name),
             first: base,
             slots: self.slots.len() - base,
             first_in_section: usize::try_from(first).unwrap_or(usize::MAX),
             stack_bytes: 0,
-        });
+        };
+        self.resolve(section, &function)
+            .map_err(|(instruction, problem)| LoadError::Link {
+                place: Place {
+                    section: function.section.clone(),
+                    function: function.name.clone(),
+                    instruction,
+                },
+                problem,
+            })?;
+        self.functions.push(function);
+        Ok(())
+    }
+
+    /// Resolves what the function refers to; an error names its slot in `section`.
+    fn resolve(&mut self, section: usize, function: &Function) -> Result<(), (usize, LinkProblem)> {
+        let object = self.object;
+        let start = function.first_in_section;
+        let list = &object.sections[section].relocations;
+        let end = start + function.slots;
+        let from = list.partition_point(|r| r.offset < start as u64 * SLOT);
+        let to = list.partition_point(|r| r.offset < end as u64 * SLOT);
+        let mut relocations = list[from..to].iter().peekable();
+        let mut index = function.first;
+        while let Some(slot) = self.slots.get(index) {
+            let insn = Insn::decode(*slot);
+            let in_section = start + (index - function.first);
+            let offset = in_section as u64 * SLOT;
+            let width = if insn.opcode == LDDW { 2 } else { 1 };
+            let relocation = relocations.next_if(|r| r.offset == offset);
+            let resolved = match (insn.opcode, relocation) {
+                (CALL, _) => self.resolve_call(index, insn, section, in_section, relocation),
+                (LDDW, Some(relocation)) => self.resolve_address(index, insn, relocation),
+                (_, None) => Ok(()),
+                (_, Some(_)) => Err(LinkProblem::Misplaced),
+            };
+            resolved.map_err(|problem| (in_section, problem))?;
+            match relocations.peek() {
+                Some(next) if next.offset == offset => {
+                    return Err((in_section, LinkProblem::Repeated));
+                }
+                Some(next) if next.offset < offset + width * SLOT => {
+                    return Err((in_section, LinkProblem::Misplaced));
+                }
+                _ => {}
+            }
+            index += width as usize;
+        }
         Ok(())
     }
 
@@ -329,7 +332,7 @@ impl<'o, 'a> CodeLinker<'o, 'a> {
         index: usize,
         insn: Insn,
         section: usize,
-        in_section: u64,
+        in_section: usize,
         relocation: Option<&Relocation>,
     ) -> Result<(), LinkProblem> {
         let relative = i64::from(insn.imm) + 1;
@@ -430,21 +433,6 @@ fn code_bytes<'a>(section: &Section<'a>, first: u64, slots: u64) -> &'a [u8] {
         .unwrap_or_default()
 }
 
-/// The relocations of `section` in bytes `[start, end)`.
-fn relocations_in<'s>(section: &'s Section<'_>, start: u64, end: u64) -> &'s [Relocation] {
-    let list = &section.relocations;
-    let from = list.partition_point(|r| r.offset < start);
-    let to = list.partition_point(|r| r.offset < end);
-    list.get(from..to).unwrap_or_default()
-}
-
-/// The relocations of `list` at byte `offset`.
-fn relocations_in_list(list: &[Relocation], offset: u64) -> &[Relocation] {
-    let from = list.partition_point(|r| r.offset < offset);
-    let to = list.partition_point(|r| r.offset <= offset);
-    list.get(from..to).unwrap_or_default()
-}
-
 /// What a reference to a variable refers to.
 fn data_target(
     object: &Object<'_>,
@@ -526,7 +514,7 @@ fn data_pointer(
 ) -> Result<Pointer, LinkProblem> {
     let bytes = match relocation.kind {
         ADDRESS_IN_DATA => 8u8,
-        LOW_ADDRESS_IN_DATA => 4,
+        LOW_ADDRESS_IN_DATA | LOW_OWN_ADDRESS_IN_DATA => 4,
         kind => return Err(LinkProblem::RelocationType(kind)),
     };
     if relocation.offset < free_from {

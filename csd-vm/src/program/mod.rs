@@ -1,7 +1,7 @@
 //! Programs: from an object file, as `clang -target bpf -c` writes it, to checked instructions.
 //!
-//! [`Program::link`] reads the object ([`elf`]), links the functions reachable from the entry and
-//! the data they refer to ([`link`], [`layout`]) and validates every instruction ([`validate`]), so
+//! [`Program::link`] reads the object (`elf`), links the functions reachable from the entry and
+//! the data they refer to (`link`, `layout`) and validates every instruction (`validate`), so
 //! that an engine gets nothing but instructions it knows, jumps within a function and calls of the
 //! starts of functions. A program is immutable and has no address: [`Program::instructions`] and
 //! [`Program::data_at`] give it one.
@@ -17,6 +17,8 @@ pub mod helpers;
 pub mod insn;
 mod layout;
 mod link;
+#[cfg(test)]
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 mod validate;
@@ -276,6 +278,25 @@ impl Program {
             }
         }
         slots
+    }
+
+    /// First slots of the constant loads that refer to data, with what they point at from the
+    /// start of the data.
+    pub(crate) fn data_references(&self) -> impl Iterator<Item = (usize, i64)> {
+        self.fixups.iter().map(|fixup| (fixup.slot, fixup.offset))
+    }
+
+    /// Where slot `slot` comes from.
+    #[must_use]
+    pub fn place(&self, slot: usize) -> Option<Place> {
+        let after = self.functions.partition_point(|f| f.first <= slot);
+        let function = self.functions.get(after.checked_sub(1)?)?;
+        let within = (slot - function.first < function.slots).then_some(slot - function.first)?;
+        Some(Place {
+            section: function.section.clone(),
+            function: function.name.clone(),
+            instruction: function.first_in_section + within,
+        })
     }
 
     /// Its data when placed at `data_base`, a multiple of [`PAGE`].

@@ -275,6 +275,13 @@ pub(in crate::engine) unsafe fn run(
     })
 }
 
+/// Gives back a priority lent to this thread.
+pub(in crate::engine) fn settle() {
+    if !current().is_null() {
+        THREAD.with(|thread| thread.slot.settle());
+    }
+}
+
 /// What `dispatch` calls for every call of a helper: r1 to r5, its number, and the run, which it
 /// passes on the stack.
 pub(super) extern "C" fn helper_entry(
