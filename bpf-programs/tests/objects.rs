@@ -148,7 +148,7 @@ fn kernels_with_the_names_of_opencsd_headers_compile_unchanged() {
 /// The shortest kernel, as users would write it.
 const KERNEL: &str = r"
 #include <warren.h>
-int main(const struct warren_request *request)
+WARREN_KERNEL(request)
 {
     const void *at;
     s64 got = warren_map(request->offset, request->size, &at);
@@ -176,6 +176,6 @@ fn the_headers_need_no_c_library_and_no_special_flags() {
     std::fs::write(&source, KERNEL).expect("it can be written");
     let mut plain = Command::new(clang());
     plain.args(["-O2", "-nostdinc", "-target", "bpf", "-I"]).arg(root().join("include"));
-    plain.args(["-Wno-main", "-c", "-o"]).arg(source.with_extension("o")).arg(&source);
+    plain.args(["-c", "-o"]).arg(source.with_extension("o")).arg(&source);
     run(&mut plain);
 }
