@@ -7,4 +7,5 @@
 //! filesystem) says which blocks make up what a kernel sees; the device knows zones and blocks,
 //! never a path, an inode table or a lock.
 
+pub mod program;
 pub mod request;
