@@ -33,6 +33,17 @@ WARREN_INLINE void warren_store64(void *at, u64 value) { *(warren_word *)at = va
 WARREN_INLINE void warren_store32(void *at, u32 value) { *(warren_half *)at = value; }
 WARREN_INLINE void warren_store16(void *at, u16 value) { *(warren_quarter *)at = value; }
 
+/*
+ * Hides from clang what it knows about a value. Without, it turns sign arithmetic into compares and
+ * jumps, which are mispredicted on random data, and keeps the address of each table entry in a
+ * register of its own. Other compilers do better with what they know.
+ */
+#ifdef __bpf__
+#define WARREN_OPAQUE(value) __asm__("" : "+r"(value))
+#else
+#define WARREN_OPAQUE(value) ((void)0)
+#endif
+
 WARREN_INLINE u64 warren_min(u64 a, u64 b) { return a < b ? a : b; }
 
 /* Argument `index`, or `otherwise` when there are fewer. */

@@ -17,7 +17,9 @@
 /* 1 if value > threshold: the difference of two 32-bit values has the sign in its top bit. */
 WARREN_INLINE u64 above(u64 value, u64 threshold)
 {
-    return (threshold - value) >> 63;
+    u64 difference = threshold - value;
+    WARREN_OPAQUE(difference);
+    return difference >> 63;
 }
 
 #define COUNT(word)                                   \
