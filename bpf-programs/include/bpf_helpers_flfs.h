@@ -2,11 +2,13 @@
  * What bpf_get_call_info points at, with the names and layouts of FluffleFS's header of the same
  * name, so that its kernels compile with this one unchanged.
  *
- *     reads:   struct flfs_call | LBA of each sector of the request
- *     writes:  struct flfs_call | struct flfs_write_call | LBA of each sector of the data
+ *     read stream:  struct flfs_call | LBA of each sector of the request
+ *     read event:   struct flfs_call | LBA of each sector of the data
+ *     writes:       struct flfs_call | struct flfs_write_call | LBA of each sector of the data
  *
  * An LBA counts sectors over the device: zone * zone size + sector in the zone. Holes and data that
- * is nowhere on the device yet have LBAs in zones past its end; bpf_read knows them.
+ * is nowhere on the device yet have LBAs in zones past its end; bpf_read knows them. There is always
+ * one LBA, and none is 0.
  */
 #ifndef WARREN_BPF_HELPERS_FLFS_H
 #define WARREN_BPF_HELPERS_FLFS_H
@@ -49,9 +51,9 @@ struct __attribute__((packed)) flfs_call {
 };
 
 /*
- * Writes only. The data begins `pre_pad` bytes into its first sector and ends `post_pad` bytes
- * before the end of its last one. The sectors set aside for this run are [start_ptr, end_ptr), and
- * wp_ptr is the next to be written.
+ * Writes only. The data begins `pre_pad` bytes into its first sector, here always 0, and ends
+ * `post_pad` bytes before the end of its last one. The sectors set aside for this run are the LBAs
+ * [start_ptr, end_ptr), and wp_ptr is the next to be written.
  */
 struct __attribute__((packed)) flfs_write_call {
     uint64_t pre_pad;

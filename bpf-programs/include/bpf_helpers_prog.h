@@ -23,13 +23,15 @@ OPENCSD_HELPER(1, void, bpf_return_data, void *data, uint64_t size);
 
 /*
  * Reads `size` bytes, from byte `offset` of the sector on, into `data`. Only what belongs to the
- * snapshot or the data of the request can be read. 0, or -1.
+ * snapshot or the data of the request can be read, within one zone; zeros past the last byte.
+ * Returns 0. Anything else ends the kernel: OpenCSD's kernels do not look at the answer.
  */
 OPENCSD_HELPER(2, int, bpf_read, uint64_t zone, uint64_t sector, uint64_t offset, uint64_t size, void *data);
 
 /*
- * Writes `size` bytes from `data` into one of the sectors set aside for the request, from byte
- * `offset` of it on, and stores the sector that follows to `*sector`. 0, or -1.
+ * Writes `size` bytes from `data` to byte `offset` of sector `*sector`, one of those set aside for
+ * the request: where the write before it ended, or at the start of the next sector. Returns 0.
+ * Anything else ends the kernel.
  */
 OPENCSD_HELPER(3, int, bpf_write, uint64_t zone, uint64_t *sector, uint64_t offset, uint64_t size, void *data);
 

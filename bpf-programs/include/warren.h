@@ -48,7 +48,10 @@ enum warren_op {
     WARREN_READ_EVENT = 3,   /* data has been read; the output is added to what the reader gets */
 };
 
-/* What helpers answer, negated, when they refuse; kernels may return the same. */
+/*
+ * What helpers answer, negated, when they cannot; kernels may return the same. Only what a careful
+ * kernel runs into is answered: a pointer, a length or an address that is wrong ends the kernel.
+ */
 enum warren_error {
     WARREN_ENOENT = 2,
     WARREN_EIO = 5,
@@ -99,25 +102,26 @@ WARREN_HELPER(32, u64, warren_request, struct warren_request *out, u64 size);
 
 /*
  * Maps the snapshot's bytes from `offset` on, any byte, read-only, and stores where to `*at`.
- * Returns how many bytes are there in one piece: `size`, or what is left of the snapshot; 0 at its
- * end. Mappings stay until the kernel ends or calls warren_unmap. -WARREN_ENOMEM: the window holds
- * no more beside what is mapped already.
+ * Returns how many bytes are there in one piece: `size`, or what is left of the snapshot, or what
+ * the whole window holds (at least 512 MiB); 0 at the end of the snapshot. Mappings stay until the
+ * kernel ends or calls warren_unmap. -WARREN_ENOMEM: the window has no room beside what is mapped.
  */
 WARREN_HELPER(33, s64, warren_map, u64 offset, u64 size, const void **at);
 
 /* Copies bytes of the snapshot. Returns how many: fewer than `size` at its end only. */
 WARREN_HELPER(34, s64, warren_read, u64 offset, void *to, u64 size);
 
-/* Adds bytes to the output. 0, or -WARREN_EFBIG beyond the output limit. */
+/* Adds bytes to the output. 0. Beyond the output limit the run fails. */
 WARREN_HELPER(35, s64, warren_emit, const void *from, u64 size);
 
 /*
  * Adds `size` bytes to the output and returns where they are, for the kernel to fill; the next
- * reservation or emission follows them without a gap. 0 when the output limit leaves no room.
+ * reservation or emission follows them without a gap. 0 when the output limit leaves no room, and
+ * for no bytes.
  */
 WARREN_HELPER(36, void *, warren_reserve, u64 size);
 
-/* Appends bytes to the file, into blocks set aside for this run. 0, or -WARREN_EFBIG. */
+/* Appends bytes to the file, into blocks set aside for this run. 0. Beyond those the run fails. */
 WARREN_HELPER(37, s64, warren_append, const void *from, u64 size);
 
 /* Stores argument `index` to `*value`. 0, or -WARREN_ENOENT when there are fewer. */

@@ -86,6 +86,8 @@ WARREN_INLINE s64 warren_lines_next(struct warren_lines *lines, const u8 **at)
             lines->position += whole;
             return whole;
         }
+        if ((u64)got < want)
+            return -WARREN_ENOMEM;
         want *= 2;
     }
 }

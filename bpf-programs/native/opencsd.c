@@ -84,11 +84,14 @@ int bpf_write(uint64_t zone, uint64_t *sector, uint64_t offset, uint64_t size, v
     uint64_t position;
     if (!position_in(RESERVED_ZONE, zone, *sector, offset, &position))
         return -1;
-    /* What is appended has no gaps. */
-    if (position != current->appended_size || warren_append(data, size) != 0)
+    /* On from where the last write ended, or from the next sector on. */
+    uint64_t gap = sectors(current->appended_size) * SECTOR - current->appended_size;
+    static const uint8_t zeros[SECTOR];
+    if (position == current->appended_size)
+        gap = 0;
+    else if (position != current->appended_size + gap)
         return -1;
-    *sector += sectors(offset + size);
-    return 0;
+    return warren_append(zeros, gap) == 0 && warren_append(data, size) == 0 ? 0 : -1;
 }
 
 uint64_t bpf_get_sector_size(void)
@@ -121,27 +124,36 @@ static uint8_t *put_lbas(uint8_t *to, uint64_t first_zone, uint64_t first, uint6
     return to;
 }
 
-static void put_reads(uint8_t *to)
+/* A request without sectors has one LBA, which is not 0 and cannot be read. */
+static void put_some(uint8_t *to, uint64_t first_zone, uint64_t first, uint64_t end)
+{
+    if (put_lbas(to, first_zone, first, end) == to)
+        put_lbas(to, RESERVED_ZONE - 1, 0, 1);
+}
+
+static void put_snapshot(uint8_t *to)
 {
     const struct warren_native_input *input = &current->input;
     uint64_t first = input->offset / SECTOR, end = first;
     if (input->offset < input->snapshot_size) {
         uint64_t rest = input->snapshot_size - input->offset;
-        end = sectors(input->offset + (input->size < rest ? input->size : rest));
+        uint64_t size = input->size < rest ? input->size : rest;
+        if (size)
+            end = sectors(input->offset + size);
     }
-    put_lbas(to, SNAPSHOT_ZONE, first, end);
+    put_some(to, SNAPSHOT_ZONE, first, end);
 }
 
-static void put_writes(uint8_t *to)
+static uint8_t *put_write_call(uint8_t *to)
 {
-    const struct warren_native_input *input = &current->input;
     struct flfs_write_call write = {0};
-    write.post_pad = sectors(input->data_size) * SECTOR - input->data_size;
+    uint64_t size = current->input.data_size;
+    write.post_pad = sectors(size) * SECTOR - size;
     write.start_ptr = lba_of(RESERVED_ZONE, 0);
-    write.wp_ptr = write.start_ptr;
+    write.wp_ptr = lba_of(RESERVED_ZONE, sectors(current->appended_size));
     write.end_ptr = lba_of(RESERVED_ZONE, current->output_limit / SECTOR);
     memcpy(to, &write, sizeof(write));
-    put_lbas(to + sizeof(write), DATA_ZONE, 0, sectors(input->data_size));
+    return to + sizeof(write);
 }
 
 void bpf_get_call_info(void **call)
@@ -150,7 +162,6 @@ void bpf_get_call_info(void **call)
     if (!current->call) {
         uint64_t most = sectors(input->size) + sectors(input->data_size) + 2;
         struct flfs_call head = {0};
-        /* Kernels look at the first LBA even where there is none: it is 0 then. */
         current->call = calloc(1, sizeof(head) + sizeof(struct flfs_write_call) + most * 8);
         if (!current->call) {
             *call = NULL;
@@ -164,10 +175,13 @@ void bpf_get_call_info(void **call)
         head.ino.type = FLFS_FILE;
         head.ino.size = input->snapshot_size;
         memcpy(current->call, &head, sizeof(head));
+        uint8_t *at = current->call + sizeof(head);
+        if (input->op == FLFS_WRITE_EVENT || input->op == FLFS_WRITE_STREAM)
+            at = put_write_call(at);
         if (input->op == FLFS_READ_STREAM)
-            put_reads(current->call + sizeof(head));
+            put_snapshot(at);
         else
-            put_writes(current->call + sizeof(head));
+            put_some(at, DATA_ZONE, 0, sectors(input->data_size));
     }
     *call = current->call;
 }

@@ -127,7 +127,7 @@ s64 warren_read(u64 offset, void *to, u64 size)
 
 void *warren_reserve(u64 size)
 {
-    if (size > current->output_limit - current->output_size)
+    if (size == 0 || size > current->output_limit - current->output_size)
         return NULL;
     u8 *at = current->output + current->output_size;
     current->output_size += size;
@@ -136,11 +136,12 @@ void *warren_reserve(u64 size)
 
 s64 warren_emit(const void *from, u64 size)
 {
+    if (size == 0)
+        return 0;
     void *to = warren_reserve(size);
     if (!to)
         return -WARREN_EFBIG;
-    if (size)
-        memcpy(to, from, size);
+    memcpy(to, from, size);
     return 0;
 }
 

@@ -2,7 +2,8 @@
  * Runs kernels compiled as plain C: the helpers of both ABIs over a snapshot in memory.
  *
  * For tests and measurements of kernels one trusts. It checks offsets and limits as the device
- * does, but not pointers: a kernel that goes astray takes the process with it.
+ * does, and answers -EFBIG or -1 where the device ends the kernel. It does not check pointers: a
+ * kernel that goes astray takes the process with it.
  */
 #ifndef WARREN_NATIVE_RUNTIME_H
 #define WARREN_NATIVE_RUNTIME_H
