@@ -7,5 +7,22 @@
 //! filesystem) says which blocks make up what a kernel sees; the device knows zones and blocks,
 //! never a path, an inode table or a lock.
 
+mod abi;
+pub mod activation;
+mod block_set;
+mod cache;
+pub mod device;
+pub mod engine;
+mod execution;
+mod extents;
+mod pool;
 pub mod program;
+mod queue;
 pub mod request;
+pub mod stats;
+pub mod verify;
+mod window;
+
+pub use activation::Activation;
+pub use device::{Device, DeviceConfig, DeviceError, Finished, LoadError, LoadedProgram};
+pub use stats::{DeviceCounters, Statistics};

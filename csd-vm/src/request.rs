@@ -139,6 +139,9 @@ pub enum Failure {
     /// The device is shutting down.
     #[error("the device is shutting down")]
     Stopped,
+    /// The device itself failed: no memory for a cage, a program that does not compile.
+    #[error("the device failed: {0}")]
+    Internal(String),
 }
 
 /// What an execution cost and moved.

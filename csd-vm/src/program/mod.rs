@@ -280,6 +280,25 @@ impl Program {
         slots
     }
 
+    /// First slots of the constant loads that refer to data, with what they point at from the
+    /// start of the data.
+    pub(crate) fn data_references(&self) -> impl Iterator<Item = (usize, i64)> {
+        self.fixups.iter().map(|fixup| (fixup.slot, fixup.offset))
+    }
+
+    /// Where slot `slot` comes from.
+    #[must_use]
+    pub fn place(&self, slot: usize) -> Option<Place> {
+        let after = self.functions.partition_point(|f| f.first <= slot);
+        let function = self.functions.get(after.checked_sub(1)?)?;
+        let within = (slot - function.first < function.slots).then_some(slot - function.first)?;
+        Some(Place {
+            section: function.section.clone(),
+            function: function.name.clone(),
+            instruction: function.first_in_section + within,
+        })
+    }
+
     /// Its data when placed at `data_base`, a multiple of [`PAGE`].
     #[must_use]
     pub fn data_at(&self, data_base: u64) -> Data {

@@ -1,0 +1,249 @@
+//! One thread that ends programs whose time is over.
+//!
+//! A run publishes its deadline in the slot of its thread: two atomic operations, no system call.
+//! The watchdog sleeps until the earliest deadline it knows; whoever publishes an earlier one
+//! wakes it. A thread that is overdue is signalled, again and again until its program has ended.
+//!
+//! So that this works at any load the watchdog runs with a real-time priority, and lends one to an
+//! overdue thread, where the process may do that (as root, or with CAP_SYS_NICE); elsewhere both
+//! wait for their turn like everyone. The thread keeps the priority until it has had the time to
+//! report the end ([`settle`]).
+//!
+//! The protocol of a slot: the owner stores a deadline and swaps it for [`NONE`] at the end; the
+//! watchdog, holding `lent`, marks it as overdue by compare-and-swap and then acts. An owner that
+//! finds the mark at its end owes: it waits for `lent` and gives the priority back when it
+//! settles. A signal that arrives late finds no mark and is ignored ([`is_overdue`]).
+
+use std::cell::Cell;
+use std::ptr::null;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use std::sync::{Arc, OnceLock};
+use std::thread::Thread;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use super::guard;
+
+/// No program runs.
+const NONE: u64 = OVERDUE - 1;
+/// The bit that marks a deadline as passed.
+const OVERDUE: u64 = 1 << 63;
+
+/// How often an overdue thread is signalled.
+const REPEAT: Duration = Duration::from_millis(2);
+
+/// A point in time by which a program must have ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Deadline(u64);
+
+impl Deadline {
+    /// The deadline `time` from now.
+    #[must_use]
+    pub fn after(time: Duration) -> Deadline {
+        let time = u64::try_from(time.as_nanos()).unwrap_or(NONE);
+        Deadline(now().saturating_add(time).min(NONE - 1))
+    }
+}
+
+/// Nanoseconds of the monotonic clock.
+fn now() -> u64 {
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: the structure is valid; this clock always exists.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut time) };
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
+/// The scheduling of a thread before it was lent a priority.
+type Lent = Option<(i32, libc::sched_param)>;
+
+/// What a thread and the watchdog share.
+struct Shared {
+    thread: libc::pid_t,
+    /// [`NONE`], a deadline, or one with the mark [`OVERDUE`].
+    deadline: AtomicU64,
+    lent: Mutex<Lent>,
+}
+
+struct Watchdog {
+    slots: Mutex<Vec<Arc<Shared>>>,
+    /// When the watchdog looks again by itself; 0 while it is looking.
+    wakes_at: AtomicU64,
+    thread: OnceLock<Thread>,
+}
+
+static WATCHDOG: Watchdog = Watchdog {
+    slots: Mutex::new(Vec::new()),
+    wakes_at: AtomicU64::new(0),
+    thread: OnceLock::new(),
+};
+
+thread_local! {
+    /// What the slot of this thread shares; for signal handlers, hence without destructor.
+    static WATCHED: Cell<*const Shared> = const { Cell::new(null()) };
+}
+
+/// The place of a thread in the watchdog's list.
+pub(super) struct Slot {
+    shared: Arc<Shared>,
+    /// Whether the watchdog may have lent a priority.
+    owes: Cell<bool>,
+}
+
+/// Enters this thread into the list, and starts the watchdog with the first.
+pub(super) fn register() -> Slot {
+    WATCHDOG.thread.get_or_init(|| {
+        let name = "csd-watchdog".to_owned();
+        let spawned = std::thread::Builder::new().name(name).spawn(watch);
+        spawned
+            .expect("no thread for the watchdog")
+            .thread()
+            .clone()
+    });
+    let shared = Arc::new(Shared {
+        // SAFETY: no arguments, no effects.
+        thread: unsafe { libc::gettid() },
+        deadline: AtomicU64::new(NONE),
+        lent: Mutex::new(None),
+    });
+    WATCHDOG.slots.lock().push(shared.clone());
+    WATCHED.set(Arc::as_ptr(&shared));
+    Slot {
+        shared,
+        owes: Cell::new(false),
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        WATCHED.set(null());
+        // Under the lock, so that the watchdog signals nobody who has left.
+        let mut slots = WATCHDOG.slots.lock();
+        slots.retain(|slot| !Arc::ptr_eq(slot, &self.shared));
+    }
+}
+
+impl Slot {
+    /// Watches this thread until the value is dropped.
+    pub(super) fn watch(&self, deadline: Deadline) -> Watch<'_> {
+        self.settle();
+        // Sequentially consistent, as the watchdog's accesses to the same two are: either it sees
+        // our deadline in the look after it announced when it wakes, or we see the announcement.
+        self.shared.deadline.store(deadline.0, SeqCst);
+        if deadline.0 < WATCHDOG.wakes_at.load(SeqCst)
+            && let Some(thread) = WATCHDOG.thread.get()
+        {
+            thread.unpark();
+        }
+        Watch(self)
+    }
+
+    /// Gives back the priority this thread was lent, if it was.
+    pub(super) fn settle(&self) {
+        if !self.owes.replace(false) {
+            return;
+        }
+        if let Some((policy, parameter)) = self.shared.lent.lock().take() {
+            // SAFETY: the structure is valid, the thread is this one.
+            unsafe { libc::sched_setscheduler(self.shared.thread, policy, &parameter) };
+        }
+    }
+}
+
+/// A program under watch.
+pub(super) struct Watch<'a>(&'a Slot);
+
+impl Drop for Watch<'_> {
+    fn drop(&mut self) {
+        let before = self.0.shared.deadline.swap(NONE, SeqCst);
+        self.0.owes.set(before & OVERDUE != 0);
+    }
+}
+
+/// Whether the time of the program on this thread is over. Safe in signal handlers.
+pub(super) fn is_overdue() -> bool {
+    let watched = WATCHED.get();
+    // SAFETY: when not null it points into the `Arc` that the slot of this thread holds.
+    !watched.is_null() && unsafe { (*watched).deadline.load(Relaxed) & OVERDUE != 0 }
+}
+
+/// The watchdog itself.
+fn watch() {
+    raise_own_priority();
+    loop {
+        WATCHDOG.wakes_at.store(0, SeqCst);
+        let next = look();
+        WATCHDOG.wakes_at.store(next, SeqCst);
+        // Deadlines published before the announcement may have been missed by the first look.
+        if look() < next {
+            continue;
+        }
+        let wait = next.saturating_sub(now());
+        if wait > 0 {
+            std::thread::park_timeout(Duration::from_nanos(wait));
+        }
+    }
+}
+
+/// Signals who is overdue; tells when to look again.
+fn look() -> u64 {
+    let slots = WATCHDOG.slots.lock();
+    let now = now();
+    let next = slots.iter().map(|slot| look_at(slot, now)).min();
+    next.unwrap_or(NONE)
+}
+
+fn look_at(slot: &Shared, now: u64) -> u64 {
+    let deadline = slot.deadline.load(SeqCst);
+    let time = deadline & !OVERDUE;
+    if time > now {
+        return time;
+    }
+    let mut lent = slot.lent.lock();
+    let marked = time | OVERDUE;
+    let ours = slot
+        .deadline
+        .compare_exchange(deadline, marked, SeqCst, SeqCst);
+    if ours.is_err() {
+        // The program has ended, and perhaps the next has begun: look again soon.
+        return now + 1;
+    }
+    if lent.is_none() {
+        *lent = lend_priority(slot.thread);
+    }
+    let (process, signal) = (std::process::id() as i32, guard::deadline_signal());
+    // SAFETY: a signal to a thread of ours that has not left (it would wait for the list's lock);
+    // its handler ignores it unless the program is overdue.
+    unsafe { libc::syscall(libc::SYS_tgkill, process, slot.thread, signal) };
+    now + REPEAT.as_nanos() as u64
+}
+
+/// Gives `thread` a real-time priority, and tells what it had; nothing where that is not allowed.
+fn lend_priority(thread: libc::pid_t) -> Lent {
+    // SAFETY: the structures are valid; the thread is one of ours.
+    unsafe {
+        let mut old: libc::sched_param = std::mem::zeroed();
+        let policy = libc::sched_getscheduler(thread);
+        if policy < 0 || libc::sched_getparam(thread, &mut old) != 0 {
+            return None;
+        }
+        let lent = realtime(1);
+        let done = libc::sched_setscheduler(thread, libc::SCHED_RR, &lent);
+        (done == 0).then_some((policy, old))
+    }
+}
+
+fn raise_own_priority() {
+    // SAFETY: the structure is valid; the thread is this one.
+    unsafe { libc::sched_setscheduler(0, libc::SCHED_RR, &realtime(2)) };
+}
+
+fn realtime(priority: i32) -> libc::sched_param {
+    libc::sched_param {
+        sched_priority: priority,
+    }
+}

@@ -1,0 +1,8 @@
+//! The device from end to end: kernels compiled from C, files on emulated zoned devices.
+
+mod common;
+mod hostile;
+mod limits;
+mod opencsd;
+mod storage;
+mod warren;
