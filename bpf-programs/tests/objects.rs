@@ -61,24 +61,42 @@ fn every_object_is_a_relocatable_bpf_elf_of_modest_size() {
         assert_eq!(object[..6], *b"\x7fELF\x02\x01", "{}", kernel.name);
         assert_eq!(half(object, 16), RELOCATABLE, "{}", kernel.name);
         assert_eq!(half(object, 18), BPF, "{}", kernel.name);
-        assert!(object.len() <= OBJECT_BYTES_MAX, "{}: {}", kernel.name, object.len());
+        assert!(
+            object.len() <= OBJECT_BYTES_MAX,
+            "{}: {}",
+            kernel.name,
+            object.len()
+        );
         let code = code_bytes(object);
         assert!(code > 0 && code % 8 == 0, "{}: {code}", kernel.name);
-        assert!(code / 8 <= INSTRUCTIONS_MAX, "{}: {}", kernel.name, code / 8);
+        assert!(
+            code / 8 <= INSTRUCTIONS_MAX,
+            "{}: {}",
+            kernel.name,
+            code / 8
+        );
     }
 }
 
 #[test]
 fn the_table_of_kernels_is_the_folder_of_kernels() {
     let entries = std::fs::read_dir(root().join("kernels")).expect("the folder is there");
-    let stem = |path: PathBuf| path.file_stem().map(|stem| stem.to_string_lossy().into_owned());
-    let mut files: Vec<_> = entries.filter_map(|entry| stem(entry.ok()?.path())).collect();
+    let stem = |path: PathBuf| {
+        path.file_stem()
+            .map(|stem| stem.to_string_lossy().into_owned())
+    };
+    let mut files: Vec<_> = entries
+        .filter_map(|entry| stem(entry.ok()?.path()))
+        .collect();
     files.sort();
     let names: Vec<_> = KERNELS.iter().map(|kernel| kernel.name).collect();
     assert_eq!(files, names);
     let readme = std::fs::read_to_string(root().join("README.md")).expect("the readme is there");
     for name in names {
-        assert!(readme.contains(&format!("| `{name}` |")), "README.md lacks {name}");
+        assert!(
+            readme.contains(&format!("| `{name}` |")),
+            "README.md lacks {name}"
+        );
     }
 }
 
@@ -96,12 +114,23 @@ fn the_build_script_makes_the_objects_that_are_embedded() {
 #[test]
 fn the_build_script_says_what_is_missing() {
     let mut build = Command::new(root().join("build"));
-    let output = build.env("WARREN_CLANG", "no-such-clang").output().expect("it runs");
+    let output = build
+        .env("WARREN_CLANG", "no-such-clang")
+        .output()
+        .expect("it runs");
     assert!(!output.status.success());
-    assert!(text(&output).contains("apt install clang"), "{}", text(&output));
+    assert!(
+        text(&output).contains("apt install clang"),
+        "{}",
+        text(&output)
+    );
     let mut build = Command::new(root().join("build"));
     let output = build.arg("no-such-file.c").output().expect("it runs");
-    assert!(text(&output).contains("no file no-such-file.c"), "{}", text(&output));
+    assert!(
+        text(&output).contains("no file no-such-file.c"),
+        "{}",
+        text(&output)
+    );
 }
 
 /// A kernel in the manner of OpenCSD's, with every name of its headers.
@@ -175,7 +204,25 @@ fn the_headers_need_no_c_library_and_no_special_flags() {
     let source = scratch("plain").join("kernel.c");
     std::fs::write(&source, KERNEL).expect("it can be written");
     let mut plain = Command::new(clang());
-    plain.args(["-O2", "-nostdinc", "-target", "bpf", "-I"]).arg(root().join("include"));
-    plain.args(["-c", "-o"]).arg(source.with_extension("o")).arg(&source);
+    plain
+        .args(["-O2", "-nostdinc", "-target", "bpf", "-I"])
+        .arg(root().join("include"));
+    plain
+        .args(["-c", "-o"])
+        .arg(source.with_extension("o"))
+        .arg(&source);
     run(&mut plain);
+}
+
+#[test]
+fn the_kernel_of_the_tutorial_compiles() {
+    let readme = std::fs::read_to_string(root().join("README.md")).expect("the readme is there");
+    let (_, rest) = readme
+        .split_once("cat > high.c <<'EOF'\n")
+        .expect("it writes a kernel");
+    let (kernel, _) = rest.split_once("    EOF\n").expect("which ends");
+    let source = scratch("tutorial").join("high.c");
+    std::fs::write(&source, kernel).expect("it can be written");
+    let printed = run(Command::new(root().join("build")).arg(&source));
+    assert!(!printed.contains("warning"), "{printed}");
 }
