@@ -17,8 +17,8 @@ use serde::Serialize;
 use zns_backend::{Geometry, Lba, MemDevice, ZonedDevice};
 
 use super::{CommandResult, Failure, Outcome, output};
-use crate::offload::load_error;
 use crate::offload::value::{TIMEOUT_MS_MAX, parse_argument};
+use crate::offload::{load_error, verdict};
 use crate::types::{BLOCK, BLOCK_SIZE};
 
 /// Blocks of a zone of the memory device.
@@ -45,6 +45,9 @@ struct CheckArgs {
     /// Objects compiled with `clang -target bpf`
     #[arg(required = true)]
     objects: Vec<PathBuf>,
+    /// Have them verified as well
+    #[arg(long)]
+    verify: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -172,7 +175,12 @@ fn check(args: &CheckArgs) -> CommandResult {
         .objects
         .iter()
         .map(|path| {
-            let loaded = load(&device, path);
+            let loaded = load(&device, path).and_then(|program| match args.verify {
+                true => verdict(&program)
+                    .map(|()| program)
+                    .map_err(|e| failed(path, e)),
+                false => Ok(program),
+            });
             CheckReport {
                 object: path.display().to_string(),
                 accepted: loaded.is_ok(),

@@ -171,6 +171,7 @@ fn start(device: &Device, mount_point: &Path, options: &MountOptions) -> Result<
     }
     let volume = Arc::new(Volume::open(opened, &store).map_err(|e| device.failure(e))?);
     let kernels = offload::Options {
+        verify: options.csd_verify,
         workers: options.csd_workers,
         timeout: options.csd_timeout,
         direct_io: options.direct_io,

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use zns_backend::parse_size;
 
-use crate::offload::{self, value::TIMEOUT_MS_MAX};
+use crate::offload::value::TIMEOUT_MS_MAX;
+use crate::offload::{self, Verify};
 
 /// Longest lifetime of what the kernel caches, where nothing else is asked for: a day.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
@@ -64,6 +65,9 @@ pub struct MountOptions {
     pub max_readahead: u32,
     /// Background requests in flight before the kernel waits (`max_background=N`).
     pub max_background: u16,
+    /// Whether kernels are verified before they are registered
+    /// (`csd_verify=off|report|require`).
+    pub csd_verify: Verify,
     /// Worker threads for kernels (`csd_workers=N`); 0: as many as there are processors.
     pub csd_workers: usize,
     /// Longest run of a kernel that does not ask for another (`csd_timeout_ms=N`).
@@ -99,6 +103,7 @@ impl Default for MountOptions {
             max_write: DEFAULT_REQUEST_BYTES,
             max_readahead: DEFAULT_REQUEST_BYTES,
             max_background: 128,
+            csd_verify: Verify::Off,
             csd_workers: 0,
             csd_timeout: offload::DEFAULT_TIMEOUT,
             attr_timeout: DEFAULT_TIMEOUT,
@@ -207,7 +212,7 @@ impl MountOptions {
             "remount" => return Err(OptionError::Remount),
             "cache" | "threads" | "log" | "fsname" | "subtype" | "max_read" | "max_write"
             | "max_readahead" | "max_background" | "attr_timeout" | "entry_timeout"
-            | "negative_timeout" | "csd_workers" | "csd_timeout_ms" => {
+            | "negative_timeout" | "csd_verify" | "csd_workers" | "csd_timeout_ms" => {
                 return Err(bad(option, "needs a value"));
             }
             _ if is_comment(option) => {}
@@ -230,6 +235,14 @@ impl MountOptions {
             "max_write" => self.max_write = request_size(option, value)?,
             "max_readahead" => self.max_readahead = request_size(option, value)?,
             "max_background" => self.max_background = number(option, value, 4, 65535)? as u16,
+            "csd_verify" => {
+                self.csd_verify = match value {
+                    "off" => Verify::Off,
+                    "report" => Verify::Report,
+                    "require" => Verify::Require,
+                    _ => return Err(bad(option, "not one of off, report and require")),
+                }
+            }
             "csd_workers" => self.csd_workers = number(option, value, 1, 256)? as usize,
             "csd_timeout_ms" => {
                 let ms = number(option, value, 1, TIMEOUT_MS_MAX)?;
@@ -309,7 +322,7 @@ mod tests {
     #[test]
     fn values_are_parsed() {
         let options = parsed(
-            "csd_workers=3,csd_timeout_ms=250,cache=256M,threads=3,log=/l,fsname=f,max_read=64K,max_write=128K,attr_timeout=0.5",
+            "csd_verify=require,csd_workers=3,csd_timeout_ms=250,cache=256M,threads=3,log=/l,fsname=f,max_read=64K,max_write=128K,attr_timeout=0.5",
         )
         .unwrap();
         assert_eq!(options.cache_bytes, Some(256 << 20));
@@ -321,6 +334,7 @@ mod tests {
             (Some(64 << 10), 128 << 10)
         );
         assert_eq!(options.attr_timeout, Duration::from_millis(500));
+        assert_eq!(options.csd_verify, Verify::Require);
         assert_eq!(options.csd_workers, 3);
         assert_eq!(options.csd_timeout, Duration::from_millis(250));
     }
@@ -346,6 +360,8 @@ mod tests {
             "max_background=0",
             "attr_timeout=-1",
             "entry_timeout=nan",
+            "csd_verify",
+            "csd_verify=maybe",
             "csd_workers=0",
             "csd_workers",
             "csd_timeout_ms=0",

@@ -8,7 +8,7 @@
 //!
 //! What lies where: `value` (the attribute's grammar), `register` (checks, permissions, lifetimes),
 //! `registry` (who has what), `process` and `watch` (owners), `snapshot` (blocks for the device),
-//! `execute` (requests), `view` (outputs read like files), `report` (statistics).
+//! `verify` (kernels), `execute` (requests), `view` (outputs read like files), `report` (statistics).
 //!
 //! Nothing of this is stored: registrations end with the mount. The device and its threads are made
 //! when the first kernel is registered.
@@ -20,6 +20,7 @@ mod registry;
 mod report;
 mod snapshot;
 pub mod value;
+mod verify;
 mod view;
 mod watch;
 
@@ -38,6 +39,7 @@ pub use execute::{ReadJob, WriteJob, WriteReply, WriteRequest};
 pub use register::{Prepared, SetRequest, load_error};
 use registry::Registry;
 pub use report::RegistrationReport;
+pub use verify::{Verify, verdict};
 pub use view::ReadReply;
 use watch::{Owners, Watch};
 
@@ -49,6 +51,8 @@ pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(1);
 /// How kernels are run.
 #[derive(Clone, Debug)]
 pub struct Options {
+    /// Whether they are verified first.
+    pub verify: Verify,
     /// Worker threads of the device; 0: as many as there are processors.
     pub workers: usize,
     /// Longest run of a kernel that does not ask for another.
@@ -60,6 +64,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Options {
         Options {
+            verify: Verify::Off,
             workers: 0,
             timeout: DEFAULT_TIMEOUT,
             direct_io: false,

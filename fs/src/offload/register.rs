@@ -166,6 +166,7 @@ impl Offload {
         let target = version.file(who, prepared.target, wanted(prepared.operation))?;
         let device = self.device()?;
         let program = device.load(&read_object(&kernel)?).map_err(load_error)?;
+        self.options.verify.check(&program)?;
         let owner = find_owner(prepared.thread, who, value)?;
         let held = self.check_handles(prepared.target, owner)?;
         self.insert(&device, prepared, owner, held, &program, target)
