@@ -382,7 +382,8 @@ fn copy_extents(
         return Ok(());
     }
     cage.fill_window((at + range.start) * BLOCK, blocks * BLOCK, |bytes| {
-        let within = |extent: &&Extent| range.contains(&extent.first);
+        // The bytes are fresh: holes stay untouched, and cost no memory.
+        let within = |extent: &&Extent| range.contains(&extent.first) && extent.lba.is_some();
         for extent in resolved.extents.iter().filter(within) {
             let from = ((extent.first - range.start) * BLOCK) as usize;
             let len = (extent.blocks * BLOCK) as usize;
@@ -392,7 +393,7 @@ fn copy_extents(
     })?
 }
 
-/// Fills zeroed `bytes` with the blocks of an extent, checked, with nothing past the end of the
+/// Fills `bytes` with the blocks of an extent, checked, with nothing past the end of the
 /// snapshot.
 fn read_extent(
     source: Source<'_>,
