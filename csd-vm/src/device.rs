@@ -146,6 +146,12 @@ impl LoadedProgram {
         self.program.hash()
     }
 
+    /// What was made of it, for verification.
+    #[must_use]
+    pub fn program(&self) -> &Program {
+        &self.program
+    }
+
     /// What there is to say of it.
     #[must_use]
     pub fn describe(&self) -> Description {

@@ -33,6 +33,9 @@ const MAP_BLOCKS_MIN: u64 = 16;
 /// Blocks brought in at a time; the deadline is looked at in between.
 const FILL_BLOCKS_MAX: u64 = 256;
 
+/// Bytes copied at a time; the deadline is looked at in between.
+const COPY_BYTES_MAX: u64 = 4 << 20;
+
 /// Blocks a sequential read brings in at once.
 const READ_AHEAD_BLOCKS: u64 = 128;
 
@@ -237,7 +240,7 @@ impl Window {
         }
         let there = self.present_from(first) * BLOCK - offset % BLOCK;
         let at = cage.address(Region::Window) + offset - self.origin * BLOCK;
-        let part = cage.check(at, len.min(there), Access::Read);
+        let part = cage.check(at, len.min(there).min(COPY_BYTES_MAX), Access::Read);
         part.map(Some).ok_or(WindowError::Fault(at))
     }
 
