@@ -134,6 +134,12 @@ impl Window {
         Ok(())
     }
 
+    /// Whether nobody refers to the snapshot but this window and `others` that are known of.
+    pub(crate) fn holds_alone(&self, others: usize) -> bool {
+        let snapshot = self.snapshot.as_ref();
+        snapshot.is_some_and(|snapshot| Arc::strong_count(snapshot) <= 1 + others)
+    }
+
     /// Empties the window and lets go of the snapshot.
     pub(crate) fn forget(&mut self, cage: &mut Cage) -> std::result::Result<(), CageError> {
         self.move_to(cage, 0)?;

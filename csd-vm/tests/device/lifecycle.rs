@@ -257,18 +257,46 @@ fn a_completion_that_panics_or_submits_does_not_stop_the_workers() {
 
 #[test]
 fn a_snapshot_is_let_go_with_its_owner() {
-    struct Watched {
-        _alive: Arc<()>,
+    let bench = Bench::new(&warren(PASSTHROUGH), b"x");
+    let alive = Arc::new(());
+    let mut request = read(&bench.snapshot, 0, BLOCK as u64);
+    request.snapshot = Arc::new(Watched {
+        _alive: Arc::clone(&alive),
+    });
+    let held = Arc::clone(&request.snapshot);
+    bench.run(request);
+    drop(held);
+    drop(bench.activation);
+    wait_until_unique(&alive);
+}
+
+/// A hole that tells how long it is referred to.
+struct Watched {
+    _alive: Arc<()>,
+}
+impl SnapshotMap for Watched {
+    fn size(&self) -> u64 {
+        BLOCK as u64
     }
-    impl SnapshotMap for Watched {
-        fn size(&self) -> u64 {
-            BLOCK as u64
-        }
-        fn resolve(&self, _: u64, blocks: u64, out: &mut Vec<Piece>) -> Result<(), String> {
-            out.push(Piece::Hole { blocks });
-            Ok(())
-        }
+    fn resolve(&self, _: u64, blocks: u64, out: &mut Vec<Piece>) -> Result<(), String> {
+        out.push(Piece::Hole { blocks });
+        Ok(())
     }
+}
+
+fn wait_until_unique(alive: &Arc<()>) {
+    let start = std::time::Instant::now();
+    while Arc::strong_count(alive) > 1 {
+        assert!(
+            start.elapsed() < Duration::from_secs(5),
+            "the snapshot is still held"
+        );
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn a_snapshot_of_one_request_only_is_let_go_at_its_end() {
     let bench = Bench::new(&warren(PASSTHROUGH), b"x");
     let alive = Arc::new(());
     let mut request = read(&bench.snapshot, 0, BLOCK as u64);
@@ -276,15 +304,7 @@ fn a_snapshot_is_let_go_with_its_owner() {
         _alive: Arc::clone(&alive),
     });
     bench.run(request);
-    drop(bench.activation);
-    let start = std::time::Instant::now();
-    while Arc::strong_count(&alive) > 1 {
-        assert!(
-            start.elapsed() < Duration::from_secs(5),
-            "the snapshot is still held"
-        );
-        std::thread::yield_now();
-    }
+    wait_until_unique(&alive);
 }
 
 #[test]
