@@ -261,8 +261,11 @@ fn cold(directory: &str, data: &[u8]) {
     std::fs::remove_file(&path).expect("removed");
 }
 
+/// Drops the file from the page cache, once the cages of the round before have let go of it:
+/// mapped pages stay.
 fn evict(path: &std::path::Path) {
     use std::os::fd::AsRawFd;
+    std::thread::sleep(Duration::from_millis(50));
     let file = std::fs::File::open(path).expect("opened");
     // SAFETY: only gives the kernel advice about a descriptor that is open.
     unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };

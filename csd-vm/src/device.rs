@@ -146,6 +146,12 @@ impl LoadedProgram {
         self.program.hash()
     }
 
+    /// What was made of it, for verification.
+    #[must_use]
+    pub fn program(&self) -> &Program {
+        &self.program
+    }
+
     /// What there is to say of it.
     #[must_use]
     pub fn describe(&self) -> Description {
@@ -268,7 +274,8 @@ impl Device {
     }
 
     /// Registers an owner of `program`. Cages used by this activation are shared with no other one
-    /// before they are wiped; compiled code and mapped blocks are kept between its executions.
+    /// before they are wiped. Between its own executions they keep compiled code, mapped blocks and
+    /// whatever is in heap, stack and output; variables of the program start anew in each.
     #[must_use]
     pub fn activate(&self, program: &Arc<LoadedProgram>) -> Activation {
         Activation::new(Arc::clone(&self.core), Arc::clone(program))

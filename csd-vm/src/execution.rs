@@ -10,7 +10,7 @@ use crate::device::LoadedProgram;
 use crate::engine::cage::{Access, Cage, CageConfig, CageError, DataImage, Layout, Region};
 use crate::engine::{Code, Deadline, Engine, Exit, Frame, Linked, Prepared};
 use crate::program::{Data, Program};
-use crate::request::{BLOCK_SIZE, Failure, Operation, Request, Usage};
+use crate::request::{BLOCK_SIZE, Failure, Request, Usage};
 use crate::window::Window;
 
 /// Programs that a cage keeps code for.
@@ -22,6 +22,9 @@ const KEPT_BYTES: u64 = 1 << 20;
 /// Page faults of an execution from which on it may have used more than [`KEPT_BYTES`]: few, as
 /// one may bring in a huge page.
 const FAULTS_MIN: c_long = 16;
+
+/// References to a snapshot that a request holds.
+const REQUEST_REFERENCES: usize = 1;
 
 /// What stands for an unlimited time.
 const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
@@ -125,12 +128,12 @@ impl Instance {
         (output.unwrap_or_default(), &self.appended)
     }
 
-    /// Puts the cage aside until the next execution of its owner.
-    pub(crate) fn settle(&mut self, end: &End, operation: Operation) -> Result<(), CageError> {
+    /// Puts the cage aside until the next execution of its owner, whose last request still exists.
+    /// A snapshot that nobody else holds, such as that of a single write, is let go.
+    pub(crate) fn settle(&mut self, end: &End) -> Result<(), CageError> {
         self.appended.clear();
         self.appended.shrink_to(KEPT_BYTES as usize);
-        if matches!(operation, Operation::WriteStream | Operation::WriteEvent) {
-            // The next write has a snapshot of its own; this one must not be held for nothing.
+        if self.window.holds_alone(REQUEST_REFERENCES) {
             self.window.forget(&mut self.cage)?;
         }
         if end.faults >= FAULTS_MIN {
