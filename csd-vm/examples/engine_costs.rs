@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use csd_vm::engine::cage::{Cage, CageConfig, Region};
 use csd_vm::engine::ubpf::{Compiler, Interpreter};
-use csd_vm::engine::{Called, Code, Deadline, Engine, Frame, Helpers, Linked};
+use csd_vm::engine::{Called, Code, Deadline, Engine, Frame, Helpers, Linked, Prepared};
 
 const EXIT: u64 = 0x95;
 
@@ -68,16 +68,23 @@ fn measure(what: &str, rounds: u32, mut round: impl FnMut()) {
     println!("{what:<44} {:>10.1?}", times[times.len() / 2]);
 }
 
-fn compile(engine: &dyn Engine, code: &[u64], cage: &Cage) -> Box<dyn Code> {
+fn prepare(engine: &dyn Engine, code: &[u64], cage: &Cage) -> Box<dyn Prepared> {
     let functions = [Frame {
         first_slot: 0,
         stack_bytes: 64,
     }];
     let program = Linked {
-        instructions: code,
+        instructions: &|_| code.to_vec(),
         functions: &functions,
     };
-    engine.compile(&program, cage).expect("a valid program")
+    let prepared = engine.prepare(&program, cage.layout());
+    prepared.expect("a valid program")
+}
+
+fn compile(engine: &dyn Engine, code: &[u64], cage: &Cage) -> Box<dyn Code> {
+    prepare(engine, code, cage)
+        .bind(cage)
+        .expect("a cage of this layout")
 }
 
 fn write_page_of(cage: &mut Cage, region: Region) {
@@ -113,11 +120,15 @@ fn main() {
         black_box(null.run(&mut cage, [0, 0], &mut Nothing, deadline()));
     });
     let code = large(10 * 1024 / 8);
-    measure("compiling 10 KiB", 20, || {
-        black_box(compile(&Compiler, &code, &cage));
+    measure("preparing 10 KiB", 20, || {
+        black_box(prepare(&Compiler, &code, &cage));
     });
-    measure("compiling two instructions", 20, || {
-        black_box(compile(&Compiler, &[mov(1), EXIT], &cage));
+    measure("preparing two instructions", 20, || {
+        black_box(prepare(&Compiler, &[mov(1), EXIT], &cage));
+    });
+    let prepared = prepare(&Compiler, &code, &cage);
+    measure("binding 10 KiB to a cage", 200, || {
+        black_box(prepared.bind(&cage).expect("a cage of this layout"));
     });
     measure("a cage made and dropped", 200, || {
         black_box(Cage::new(&config).expect("address space"));

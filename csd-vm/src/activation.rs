@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
 use crate::device::{Core, Done, LoadedProgram};
+use crate::engine;
 use crate::execution::{End, Instance, nanos};
 use crate::pool::{Owner, Taken};
 use crate::queue::{Job, Lane};
@@ -35,7 +36,7 @@ impl Inner {
     }
 
     /// Keeps a cage for the next execution.
-    fn keep(&self, mut instance: Box<Instance>, end: &End, operation: Operation) {
+    fn keep(&self, mut instance: Instance, end: &End, operation: Operation) {
         let pool = &self.core.pool;
         match instance.settle(end, operation) {
             Ok(()) if !matches!(end.status, Err(Failure::Internal(_))) => {
@@ -104,7 +105,7 @@ pub(crate) struct Task {
 
 impl Task {
     /// Runs the kernel in a cage of its owner's.
-    fn execute(&self) -> Result<(Box<Instance>, End), Failure> {
+    fn execute(&self) -> Result<(Instance, End), Failure> {
         let Inner { core, program, .. } = &*self.inner;
         let internal = |error: &dyn std::fmt::Display| Failure::Internal(error.to_string());
         let taken = core.pool.take(self.inner.owner, &program.hash());
@@ -114,8 +115,8 @@ impl Task {
         }
         // What panics leave behind is thrown away with the cage.
         let run = catch_unwind(AssertUnwindSafe(|| {
-            if instance.compile(&*core.engine, &program.program)? {
-                core.compilations.fetch_add(1, Relaxed);
+            if instance.bind(program)? {
+                core.bindings.fetch_add(1, Relaxed);
             }
             Ok(instance.run(&*core.storage, &program.program, &self.request))
         }));
@@ -133,7 +134,7 @@ impl Task {
     }
 
     /// Counts the execution and hands its end over.
-    fn complete(self, instance: Box<Instance>, mut end: End, queued_ns: u64) {
+    fn complete(self, instance: Instance, mut end: End, queued_ns: u64) {
         end.usage.queued_ns = queued_ns;
         self.inner.count(end.status.as_ref().err(), &end.usage);
         let (output, appended) = match end.status {
@@ -173,6 +174,7 @@ impl Job for Task {
             Ok((instance, end)) => self.complete(instance, end, queued_ns),
             Err(failure) => self.fail(failure, queued_ns),
         }
+        engine::settle();
     }
 
     fn refuse(self) {

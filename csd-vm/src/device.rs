@@ -13,8 +13,9 @@ use zns_backend::ZonedDevice;
 
 use crate::activation::{Activation, Task};
 use crate::cache::ProgramCache;
-use crate::engine::{Engine, ubpf};
-use crate::pool::{Owner, Pool};
+use crate::engine::{Engine, Prepared, ubpf};
+use crate::execution::prepare;
+use crate::pool::Pool;
 use crate::program::{self, LinkLimits, Program, helper_name};
 use crate::queue::Queue;
 use crate::request::{BLOCK_SIZE, Completion, Failure, Request, Usage};
@@ -128,6 +129,8 @@ pub struct FunctionDescription {
 pub struct LoadedProgram {
     pub(crate) object: Arc<[u8]>,
     pub(crate) program: Program,
+    /// Compiled for any cage.
+    pub(crate) prepared: Box<dyn Prepared>,
 }
 
 impl LoadedProgram {
@@ -173,10 +176,10 @@ impl LoadedProgram {
 /// What the device and its workers share.
 pub(crate) struct Core {
     pub(crate) storage: Arc<dyn ZonedDevice>,
-    pub(crate) engine: Box<dyn Engine>,
+    engine: Box<dyn Engine>,
     pub(crate) pool: Pool,
     pub(crate) totals: Counters,
-    pub(crate) compilations: AtomicU64,
+    pub(crate) bindings: AtomicU64,
     pub(crate) warm_starts: AtomicU64,
     /// Activations so far.
     pub(crate) owners: AtomicU64,
@@ -196,28 +199,13 @@ impl Core {
             engine,
             pool: Pool::new(config.cages_max, config.idle_cages_max),
             totals: Counters::default(),
-            compilations: AtomicU64::new(0),
+            bindings: AtomicU64::new(0),
             warm_starts: AtomicU64::new(0),
             owners: AtomicU64::new(0),
             programs: ProgramCache::new(config.cached_programs_max),
             linked: AtomicU64::new(0),
             cache_hits: AtomicU64::new(0),
         }
-    }
-
-    /// Compiles `program` in a cage that waits for its owner then, with the code.
-    fn try_compile(&self, program: &Program) -> Result<(), LoadError> {
-        let owner = Owner(self.owners.fetch_add(1, Relaxed));
-        let taken = self.pool.take(owner, &program.hash());
-        let mut instance = taken
-            .map_err(|e| LoadError::Device(e.to_string()))?
-            .instance;
-        let compiled = instance.compile(&*self.engine, program);
-        self.pool.recycle(instance);
-        if compiled.map_err(LoadError::Device)? {
-            self.compilations.fetch_add(1, Relaxed);
-        }
-        Ok(())
     }
 }
 
@@ -271,10 +259,11 @@ impl Device {
         }
         let program = Program::link(object, &LinkLimits::default())?;
         core.linked.fetch_add(1, Relaxed);
-        core.try_compile(&program)?;
+        let prepared = prepare(&*core.engine, &program).map_err(LoadError::Device)?;
         Ok(core.programs.insert(Arc::new(LoadedProgram {
             object: object.into(),
             program,
+            prepared,
         })))
     }
 
@@ -339,7 +328,7 @@ impl Device {
         DeviceCounters {
             programs_linked: core.linked.load(Relaxed),
             program_cache_hits: core.cache_hits.load(Relaxed),
-            compilations: core.compilations.load(Relaxed),
+            bindings: core.bindings.load(Relaxed),
             warm_starts: core.warm_starts.load(Relaxed),
             cages_made: core.pool.made.load(Relaxed),
             cages_wiped: core.pool.wiped.load(Relaxed),

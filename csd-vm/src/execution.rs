@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 use zns_backend::ZonedDevice;
 
 use crate::abi::{DATA_AT, Execution, Places, REQUEST_BYTES, describe};
-use crate::engine::cage::{Access, Cage, CageConfig, CageError, DataImage, Region};
-use crate::engine::{Code, Deadline, Engine, Exit, Frame, Linked};
+use crate::device::LoadedProgram;
+use crate::engine::cage::{Access, Cage, CageConfig, CageError, DataImage, Layout, Region};
+use crate::engine::{Code, Deadline, Engine, Exit, Frame, Linked, Prepared};
 use crate::program::{Data, Program};
 use crate::request::{BLOCK_SIZE, Failure, Operation, Request, Usage};
 use crate::window::Window;
@@ -78,26 +79,17 @@ impl Instance {
         self.cage.wipe()
     }
 
-    /// Compiles `program` for this cage; tells whether that was not done before.
-    pub(crate) fn compile(
-        &mut self,
-        engine: &dyn Engine,
-        program: &Program,
-    ) -> Result<bool, String> {
+    /// Binds `program` to this cage; tells whether that was not done before.
+    pub(crate) fn bind(&mut self, program: &LoadedProgram) -> Result<bool, String> {
         let hash = program.hash();
         if let Some(at) = self.compiled.iter().position(|c| c.hash == hash) {
             self.compiled[at..].rotate_left(1);
             return Ok(false);
         }
+        let code = program.prepared.bind(&self.cage)?;
         let base = self.cage.address(Region::Data);
-        let instructions = program.instructions(base);
-        let functions: Vec<Frame> = program.functions().iter().map(frame).collect();
-        let linked = Linked {
-            instructions: &instructions,
-            functions: &functions,
-        };
-        let code = engine.compile(&linked, &self.cage)?;
-        let data = program.data_has_pointers().then(|| program.data_at(base));
+        let linked = &program.program;
+        let data = linked.data_has_pointers().then(|| linked.data_at(base));
         if self.compiled.len() >= COMPILED_MAX {
             self.compiled.remove(0);
         }
@@ -105,7 +97,7 @@ impl Instance {
         Ok(true)
     }
 
-    /// Runs `program`, which was compiled last.
+    /// Runs `program`, which was bound last.
     pub(crate) fn run(
         &mut self,
         storage: &dyn ZonedDevice,
@@ -252,6 +244,17 @@ impl Instance {
             faults: minor_faults() - faults,
         }
     }
+}
+
+/// Makes a program ready for the cages that [`Instance::new`] makes.
+pub(crate) fn prepare(engine: &dyn Engine, program: &Program) -> Result<Box<dyn Prepared>, String> {
+    let layout = Layout::new(&CageConfig::default()).map_err(|error| error.to_string())?;
+    let functions: Vec<Frame> = program.functions().iter().map(frame).collect();
+    let linked = Linked {
+        instructions: &|base| program.instructions(base),
+        functions: &functions,
+    };
+    engine.prepare(&linked, &layout)
 }
 
 fn frame(function: &crate::program::Function) -> Frame {

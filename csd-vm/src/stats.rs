@@ -99,8 +99,8 @@ pub struct DeviceCounters {
     pub programs_linked: u64,
     /// Loads answered from the cache.
     pub program_cache_hits: u64,
-    /// Compilations of a program for a cage.
-    pub compilations: u64,
+    /// Times that a compiled program was bound to a cage.
+    pub bindings: u64,
     /// Executions that began in a cage their owner had warm.
     pub warm_starts: u64,
     /// Cages made so far.

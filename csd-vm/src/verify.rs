@@ -2,10 +2,12 @@
 //! memory it was given and calls helpers with valid arguments.
 //!
 //! A program that is accepted has been shown to be free of such mistakes under the model in
-//! [`model`]; the cage holds either way. A program that is refused need not be wrong: the proof
-//! covers neither pointers kept in global variables nor memory whose size depends on data, and
-//! bounds that compilers move out of loops can get lost. What the model takes for granted: a helper
-//! maps as many bytes as it was asked for, and the heap has its default size.
+//! `model`; the cage holds either way. A program that is refused need not be wrong. Two things
+//! help: give `warren_map` and `warren_reserve` constant sizes, and mask an index or compare it
+//! right before the access, as bounds that only a loop's end condition implies get lost. Pointers
+//! in global variables, pointers read from the request description and recursion cannot be
+//! verified. What the model takes for granted: a helper maps as many bytes as it was asked for, and
+//! the heap has its default size.
 //!
 //! Termination is not checked; programs have a time limit anyway. The analysis itself runs on a
 //! thread of its own, bounded in the size of its input and in time. It cannot be interrupted
@@ -15,11 +17,11 @@ mod model;
 
 use std::collections::BTreeMap;
 use std::panic::resume_unwind;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use parking_lot::{Condvar, Mutex};
 use prevail::crab::ebpf_domain::DomainContext;
 use prevail::crab::var_registry::VariableRegistry;
 use prevail::elf_loader::UnmarshalError;
@@ -38,18 +40,19 @@ use prevail::spec::vm_isa::EbpfInst;
 
 use crate::program::insn::{CALL, Insn, LDDW};
 use crate::program::{Place, Program};
-use model::{Modelled, REQUEST_BYTES, START_SLOTS, helper_prototype, model};
+pub use model::REQUEST_BYTES;
+use model::{Modelled, START_SLOTS, helper_prototype, model};
 
 /// Analyses at the same time, those included that ran out of time and have not noticed.
 const RUNNING_MAX: usize = 4;
 /// Bytes of stack of an analysis, which is recursive; touched only as needed.
 const STACK_BYTES: usize = 256 << 20;
+/// No verification takes longer, whatever its limits say.
+const TIME_MAX: Duration = Duration::from_secs(3600);
 /// Reasons reported.
 const REASONS_MAX: usize = 5;
 /// Functions that may be active at once, helpers that are modelled by functions included.
 const FRAMES_MAX: i32 = 10;
-
-static RUNNING: AtomicUsize = AtomicUsize::new(0);
 
 /// Bounds of a verification.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,8 +117,8 @@ pub enum VerifyError {
     /// The program is too large once every call is replaced by what it calls.
     #[error("too large to verify: more than {0} instructions when calls are expanded")]
     TooLarge(u64),
-    /// Too many verifications are running.
-    #[error("too many verifications are running")]
+    /// Others were running all the time.
+    #[error("other verifications took all the time")]
     Busy,
     /// The verifier failed.
     #[error("the verifier failed: {0}")]
@@ -130,7 +133,7 @@ pub fn verify(program: &Program, limits: &VerifyLimits) -> Result<Report, Verify
     let started = Instant::now();
     let modelled = model(program);
     match expanded_slots(&modelled) {
-        None => return Ok(refused("a function calls itself".to_owned(), started)),
+        None => return Ok(nested_too_deeply(started)),
         Some(slots) if slots > limits.slots => return Err(VerifyError::TooLarge(limits.slots)),
         Some(_) => {}
     }
@@ -145,15 +148,16 @@ pub fn verify(program: &Program, limits: &VerifyLimits) -> Result<Report, Verify
     })
 }
 
-fn refused(text: String, started: Instant) -> Report {
+fn nested_too_deeply(started: Instant) -> Report {
+    let text = format!("calls are nested more than {FRAMES_MAX} deep, or without end");
     Report {
         reasons: vec![Reason { place: None, text }],
         time: started.elapsed(),
     }
 }
 
-/// Slots when every call is replaced by what it calls, as the analysis does; `None` if that never
-/// ends.
+/// Slots when every call is replaced by what it calls, as the analysis does; `None` if calls are nested
+/// deeper than it goes.
 fn expanded_slots(modelled: &Modelled) -> Option<u64> {
     fn expand(
         modelled: &Modelled,
@@ -165,8 +169,7 @@ fn expanded_slots(modelled: &Modelled) -> Option<u64> {
         if let Some(known) = known[function] {
             return Some(known);
         }
-        // Deeper than there are functions: some function is called by itself.
-        if depth > modelled.functions.len() {
+        if depth > FRAMES_MAX as usize {
             return None;
         }
         let (first, slots) = modelled.functions[function];
@@ -205,27 +208,38 @@ struct Finding {
 /// The payload with which an analysis ends itself.
 struct Expired;
 
+/// How many analyses run.
+static RUNNING: Mutex<usize> = Mutex::new(0);
+static ONE_ENDED: Condvar = Condvar::new();
+
 /// Counts an analysis for as long as it runs.
 struct Running;
 
 impl Running {
-    fn start() -> Option<Running> {
-        let more = |running| (running < RUNNING_MAX).then_some(running + 1);
-        let updated = RUNNING.fetch_update(Ordering::AcqRel, Ordering::Acquire, more);
-        updated.ok().map(|_| Running)
+    /// Waits for others to end, until `deadline` at most.
+    fn start(deadline: Instant) -> Option<Running> {
+        let mut running = RUNNING.lock();
+        while *running >= RUNNING_MAX {
+            if ONE_ENDED.wait_until(&mut running, deadline).timed_out() {
+                return None;
+            }
+        }
+        *running += 1;
+        Some(Running)
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        RUNNING.fetch_sub(1, Ordering::AcqRel);
+        *RUNNING.lock() -= 1;
+        ONE_ENDED.notify_one();
     }
 }
 
 /// Analyses on a thread of its own, which is left alone when it takes too long.
 fn run(modelled: Modelled, time: Duration) -> Result<Vec<Finding>, VerifyError> {
-    let running = Running::start().ok_or(VerifyError::Busy)?;
-    let deadline = Instant::now() + time;
+    let deadline = Instant::now() + time.min(TIME_MAX);
+    let running = Running::start(deadline).ok_or(VerifyError::Busy)?;
     let (sender, receiver) = channel();
     let worker = thread::Builder::new()
         .name("csd-verify".to_owned())
@@ -237,7 +251,7 @@ fn run(modelled: Modelled, time: Duration) -> Result<Vec<Finding>, VerifyError> 
             let _ = sender.send(findings);
         })
         .map_err(|error| VerifyError::Failed(error.to_string()))?;
-    match receiver.recv_timeout(time) {
+    match receiver.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
         Ok(findings) => Ok(findings),
         Err(RecvTimeoutError::Timeout) => Err(VerifyError::TimedOut(time)),
         Err(RecvTimeoutError::Disconnected) => Err(match worker.join() {

@@ -1,11 +1,11 @@
-//! What runs a linked program: an engine makes code of it for one cage and runs it in there.
+//! What runs a linked program: an engine prepares it once, binds it to cages and runs it in there.
 //!
 //! The rest of the crate knows engines only by the traits here. [`ubpf::Compiler`] is the engine
 //! of production; [`ubpf::Interpreter`] runs the same programs instruction by instruction and
 //! checks every access, which makes it the oracle of the tests.
 //!
 //! Whatever a program does ends in an [`Exit`]: loads and stores are confined to its
-//! [`cage::Cage`], faults and time-outs are turned into an end of this program only by [`guard`].
+//! [`cage::Cage`], faults and time-outs are turned into an end of this program only by the module `guard`.
 //! What engines do not do: check programs. They run what passed the structural validator; jumps
 //! and calls into the middle of a two-slot instruction in particular must have been refused there.
 
@@ -16,7 +16,7 @@ mod tests;
 pub mod ubpf;
 mod watchdog;
 
-use cage::Cage;
+use cage::{Cage, Layout};
 pub use watchdog::Deadline;
 
 /// How a run ended.
@@ -61,22 +61,40 @@ pub struct Frame {
     pub stack_bytes: u16,
 }
 
-/// A linked program as engines take it: validated, relocated for the cage, entry at slot 0.
-#[derive(Clone, Copy, Debug)]
+/// A linked program as engines take it: validated, entry at slot 0.
+#[derive(Clone, Copy)]
 pub struct Linked<'a> {
-    /// Instructions of 8 bytes each, as they are in memory.
-    pub instructions: &'a [u64],
-    /// Its functions in the order of their first slots, the entry included.
+    /// Its instructions of 8 bytes each, as they are in memory, relocated for static data at an
+    /// address: the two-slot constants that are such addresses change with it, and nothing else.
+    pub instructions: &'a dyn Fn(u64) -> Vec<u64>,
+    /// Its functions, the entry included.
     pub functions: &'a [Frame],
 }
 
-/// Compiles programs.
+/// Makes programs runnable.
 pub trait Engine: Send + Sync {
-    /// Code of `program` that runs in `cage` only.
+    /// Code of `program` for any cage with `layout`.
     ///
     /// # Errors
     /// What the engine finds wrong; programs that passed the validator are expected to compile.
-    fn compile(&self, program: &Linked<'_>, cage: &Cage) -> Result<Box<dyn Code>, String>;
+    fn prepare(&self, program: &Linked<'_>, layout: &Layout) -> Result<Box<dyn Prepared>, String>;
+
+    /// Code of `program` that runs in `cage` only.
+    ///
+    /// # Errors
+    /// As [`Engine::prepare`] and [`Prepared::bind`].
+    fn compile(&self, program: &Linked<'_>, cage: &Cage) -> Result<Box<dyn Code>, String> {
+        self.prepare(program, cage.layout())?.bind(cage)
+    }
+}
+
+/// A program made ready once, to be bound to many cages.
+pub trait Prepared: Send + Sync {
+    /// Code that runs in `cage` only, where the static data is at the start of its data region.
+    ///
+    /// # Errors
+    /// A cage with another layout than it was prepared for, or what the system refuses.
+    fn bind(&self, cage: &Cage) -> Result<Box<dyn Code>, String>;
 }
 
 /// Ends what a time-out leaves behind: so that it is noticed and reported in time at any load, a
@@ -86,9 +104,9 @@ pub fn settle() {
     guard::settle();
 }
 
-/// A compiled (or interpretable) program, bound to a cage.
+/// A program bound to a cage.
 pub trait Code: Send {
-    /// Runs it in `cage`, the one it was compiled for, with `arguments` in r1 and r2, until it
+    /// Runs it in `cage`, the one it was bound to, with `arguments` in r1 and r2, until it
     /// ends or `deadline` passes. All other registers start as 0, but r10, the end of the stack.
     ///
     /// # Panics

@@ -15,10 +15,10 @@
 //! settles. A signal that arrives late finds no mark and is ignored ([`is_overdue`]).
 
 use std::cell::Cell;
-use std::ptr::null;
-use std::sync::atomic::AtomicU64;
+use std::ptr::null_mut;
+use std::sync::OnceLock;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
-use std::sync::{Arc, OnceLock};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU64};
 use std::thread::Thread;
 use std::time::Duration;
 
@@ -61,42 +61,51 @@ fn now() -> u64 {
 /// The scheduling of a thread before it was lent a priority.
 type Lent = Option<(i32, libc::sched_param)>;
 
-/// What a thread and the watchdog share.
+/// What a thread and the watchdog share. Never freed, but used again by other threads: so the
+/// watchdog needs no lock to go through the list, which a thread that waits for its turn would
+/// hold up.
 struct Shared {
-    thread: libc::pid_t,
+    thread: AtomicI32,
+    /// Whether it belongs to a thread.
+    taken: AtomicBool,
     /// [`NONE`], a deadline, or one with the mark [`OVERDUE`].
     deadline: AtomicU64,
     lent: Mutex<Lent>,
+    next: Option<&'static Shared>,
 }
 
-struct Watchdog {
-    slots: Mutex<Vec<Arc<Shared>>>,
-    /// When the watchdog looks again by itself; 0 while it is looking.
-    wakes_at: AtomicU64,
-    thread: OnceLock<Thread>,
-}
+/// The newest of the list, each of which leads to the one before it.
+static NEWEST: AtomicPtr<Shared> = AtomicPtr::new(null_mut());
 
-static WATCHDOG: Watchdog = Watchdog {
-    slots: Mutex::new(Vec::new()),
-    wakes_at: AtomicU64::new(0),
-    thread: OnceLock::new(),
-};
+/// When the watchdog looks again by itself; 0 while it is looking.
+static WAKES_AT: AtomicU64 = AtomicU64::new(0);
+
+static WATCHDOG: OnceLock<Thread> = OnceLock::new();
 
 thread_local! {
     /// What the slot of this thread shares; for signal handlers, hence without destructor.
-    static WATCHED: Cell<*const Shared> = const { Cell::new(null()) };
+    static WATCHED: Cell<Option<&'static Shared>> = const { Cell::new(None) };
+}
+
+fn newest() -> Option<&'static Shared> {
+    // SAFETY: null, or put there by `register` from a box that is never freed.
+    unsafe { NEWEST.load(SeqCst).as_ref() }
+}
+
+fn all() -> impl Iterator<Item = &'static Shared> {
+    std::iter::successors(newest(), |shared| shared.next)
 }
 
 /// The place of a thread in the watchdog's list.
 pub(super) struct Slot {
-    shared: Arc<Shared>,
+    shared: &'static Shared,
     /// Whether the watchdog may have lent a priority.
     owes: Cell<bool>,
 }
 
 /// Enters this thread into the list, and starts the watchdog with the first.
 pub(super) fn register() -> Slot {
-    WATCHDOG.thread.get_or_init(|| {
+    WATCHDOG.get_or_init(|| {
         let name = "csd-watchdog".to_owned();
         let spawned = std::thread::Builder::new().name(name).spawn(watch);
         spawned
@@ -104,26 +113,47 @@ pub(super) fn register() -> Slot {
             .thread()
             .clone()
     });
-    let shared = Arc::new(Shared {
-        // SAFETY: no arguments, no effects.
-        thread: unsafe { libc::gettid() },
-        deadline: AtomicU64::new(NONE),
-        lent: Mutex::new(None),
-    });
-    WATCHDOG.slots.lock().push(shared.clone());
-    WATCHED.set(Arc::as_ptr(&shared));
+    let free = |shared: &&Shared| {
+        shared
+            .taken
+            .compare_exchange(false, true, SeqCst, SeqCst)
+            .is_ok()
+    };
+    let shared = all().find(free).unwrap_or_else(add_slot);
+    // SAFETY: no arguments, no effects.
+    shared.thread.store(unsafe { libc::gettid() }, SeqCst);
+    WATCHED.set(Some(shared));
     Slot {
         shared,
         owes: Cell::new(false),
     }
 }
 
+fn add_slot() -> &'static Shared {
+    let new = Box::leak(Box::new(Shared {
+        thread: AtomicI32::new(0),
+        taken: AtomicBool::new(true),
+        deadline: AtomicU64::new(NONE),
+        lent: Mutex::new(None),
+        next: None,
+    }));
+    loop {
+        let next = newest();
+        new.next = next;
+        let next = next.map_or(null_mut(), |next| std::ptr::from_ref(next).cast_mut());
+        if NEWEST.compare_exchange(next, new, SeqCst, SeqCst).is_ok() {
+            return new;
+        }
+    }
+}
+
 impl Drop for Slot {
     fn drop(&mut self) {
-        WATCHED.set(null());
-        // Under the lock, so that the watchdog signals nobody who has left.
-        let mut slots = WATCHDOG.slots.lock();
-        slots.retain(|slot| !Arc::ptr_eq(slot, &self.shared));
+        // A thread that is being signalled has a program; when none is left to be settled, nobody
+        // signals it any more.
+        self.settle();
+        WATCHED.set(None);
+        self.shared.taken.store(false, SeqCst);
     }
 }
 
@@ -134,8 +164,8 @@ impl Slot {
         // Sequentially consistent, as the watchdog's accesses to the same two are: either it sees
         // our deadline in the look after it announced when it wakes, or we see the announcement.
         self.shared.deadline.store(deadline.0, SeqCst);
-        if deadline.0 < WATCHDOG.wakes_at.load(SeqCst)
-            && let Some(thread) = WATCHDOG.thread.get()
+        if deadline.0 < WAKES_AT.load(SeqCst)
+            && let Some(thread) = WATCHDOG.get()
         {
             thread.unpark();
         }
@@ -147,9 +177,11 @@ impl Slot {
         if !self.owes.replace(false) {
             return;
         }
-        if let Some((policy, parameter)) = self.shared.lent.lock().take() {
+        // The lock is given back first: this thread may not run again soon after.
+        let lent = self.shared.lent.lock().take();
+        if let Some((policy, parameter)) = lent {
             // SAFETY: the structure is valid, the thread is this one.
-            unsafe { libc::sched_setscheduler(self.shared.thread, policy, &parameter) };
+            unsafe { libc::sched_setscheduler(0, policy, &parameter) };
         }
     }
 }
@@ -167,17 +199,16 @@ impl Drop for Watch<'_> {
 /// Whether the time of the program on this thread is over. Safe in signal handlers.
 pub(super) fn is_overdue() -> bool {
     let watched = WATCHED.get();
-    // SAFETY: when not null it points into the `Arc` that the slot of this thread holds.
-    !watched.is_null() && unsafe { (*watched).deadline.load(Relaxed) & OVERDUE != 0 }
+    watched.is_some_and(|shared| shared.deadline.load(Relaxed) & OVERDUE != 0)
 }
 
 /// The watchdog itself.
 fn watch() {
     raise_own_priority();
     loop {
-        WATCHDOG.wakes_at.store(0, SeqCst);
+        WAKES_AT.store(0, SeqCst);
         let next = look();
-        WATCHDOG.wakes_at.store(next, SeqCst);
+        WAKES_AT.store(next, SeqCst);
         // Deadlines published before the announcement may have been missed by the first look.
         if look() < next {
             continue;
@@ -191,9 +222,8 @@ fn watch() {
 
 /// Signals who is overdue; tells when to look again.
 fn look() -> u64 {
-    let slots = WATCHDOG.slots.lock();
     let now = now();
-    let next = slots.iter().map(|slot| look_at(slot, now)).min();
+    let next = all().map(|slot| look_at(slot, now)).min();
     next.unwrap_or(NONE)
 }
 
@@ -212,13 +242,14 @@ fn look_at(slot: &Shared, now: u64) -> u64 {
         // The program has ended, and perhaps the next has begun: look again soon.
         return now + 1;
     }
+    let thread = slot.thread.load(SeqCst);
     if lent.is_none() {
-        *lent = lend_priority(slot.thread);
+        *lent = lend_priority(thread);
     }
     let (process, signal) = (std::process::id() as i32, guard::deadline_signal());
-    // SAFETY: a signal to a thread of ours that has not left (it would wait for the list's lock);
-    // its handler ignores it unless the program is overdue.
-    unsafe { libc::syscall(libc::SYS_tgkill, process, slot.thread, signal) };
+    // SAFETY: a signal to a thread of ours that has not left: it would settle first, for which it
+    // waits for `lent`. Its handler ignores it unless the program is overdue.
+    unsafe { libc::syscall(libc::SYS_tgkill, process, thread, signal) };
     now + REPEAT.as_nanos() as u64
 }
 

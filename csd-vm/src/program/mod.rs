@@ -1,7 +1,7 @@
 //! Programs: from an object file, as `clang -target bpf -c` writes it, to checked instructions.
 //!
-//! [`Program::link`] reads the object ([`elf`]), links the functions reachable from the entry and
-//! the data they refer to ([`link`], [`layout`]) and validates every instruction ([`validate`]), so
+//! [`Program::link`] reads the object (`elf`), links the functions reachable from the entry and
+//! the data they refer to (`link`, `layout`) and validates every instruction (`validate`), so
 //! that an engine gets nothing but instructions it knows, jumps within a function and calls of the
 //! starts of functions. A program is immutable and has no address: [`Program::instructions`] and
 //! [`Program::data_at`] give it one.

@@ -55,7 +55,7 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
-    pub(crate) fn new(program: &Program) -> Machine {
+    fn new(program: &Program) -> Machine {
         let placed = program.data_at(DATA);
         let mut data = placed.read_only.clone();
         data.resize(placed.initialised_at() as usize, 0);
@@ -74,11 +74,16 @@ impl Machine {
 
     /// Runs the program with `argument` in r1 and returns r0.
     pub(crate) fn run(program: &Program, argument: u64) -> u64 {
+        Machine::ended(program, argument).registers[0]
+    }
+
+    /// The machine after it has run the program with `argument` in r1.
+    pub(crate) fn ended(program: &Program, argument: u64) -> Machine {
         let mut machine = Machine::new(program);
         machine.registers[1] = argument;
         machine.registers[usize::from(FRAME)] = STACK_END;
         machine.function(0);
-        machine.registers[0]
+        machine
     }
 
     /// The `size` bytes at `address`.

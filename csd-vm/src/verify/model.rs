@@ -15,7 +15,7 @@ use crate::program::insn::{CALL, EXIT, Insn, Kind, LDDW, MOV64_IMM, MOV64_REG};
 use crate::program::{Program, helper_name};
 
 /// Bytes of the request description that a program is started with (`struct warren_request`).
-pub(super) const REQUEST_BYTES: i32 = 80;
+pub const REQUEST_BYTES: i32 = 80;
 /// Bytes of heap that `bpf_get_mem_info` is taken to give, as much as by default.
 const HEAP_BYTES: i32 = 64 << 20;
 /// Bytes that `bpf_get_call_info` is taken to give: a description and some 8000 addresses.

@@ -14,6 +14,7 @@
 
 mod layout;
 mod memory;
+mod pointer;
 
 use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -22,79 +23,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use self::layout::GUARD;
 pub use self::layout::{CageConfig, CageError, Layout, PAGE, Region, Span};
 use self::memory::{Mapping, advise, map_file, map_fixed, protect, remove};
+pub use self::pointer::{Access, CageFault, CagePtr, DataImage};
 use super::guard;
-
-/// What a pointer is to be used for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Access {
-    /// Reading.
-    Read,
-    /// Writing.
-    Write,
-}
-
-/// A range of a cage that a program may access in the way it was checked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct CagePtr {
-    offset: u64,
-    len: u64,
-}
-
-impl CagePtr {
-    /// First byte, from the base of the cage.
-    #[must_use]
-    pub fn offset(&self) -> u64 {
-        self.offset
-    }
-
-    /// Bytes.
-    #[must_use]
-    pub fn len(&self) -> u64 {
-        self.len
-    }
-
-    /// Whether it has no bytes.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// The `len` bytes from byte `from` on, if there are so many.
-    #[must_use]
-    pub fn part(&self, from: u64, len: u64) -> Option<CagePtr> {
-        (from.checked_add(len)? <= self.len).then_some(CagePtr {
-            offset: self.offset + from,
-            len,
-        })
-    }
-}
-
-/// Memory of the cage that is not there: an unmapped page of the window, or a mapped one whose
-/// file was cut off. The program whose request led there ends with [`super::Exit::Fault`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the memory at {0:#x} of the cage cannot be accessed")]
-pub struct CageFault(pub u64);
-
-/// Static data of a program.
-#[derive(Clone, Copy, Debug)]
-pub struct DataImage<'a> {
-    /// .rodata, at the start of the data region.
-    pub read_only: &'a [u8],
-    /// .data, from the next page on.
-    pub initialised: &'a [u8],
-    /// Bytes of .bss, right after .data.
-    pub zeroed: u64,
-}
-
-impl DataImage<'_> {
-    fn read_only_pages(&self) -> u64 {
-        (self.read_only.len() as u64).next_multiple_of(PAGE)
-    }
-
-    fn writable_bytes(&self) -> Option<u64> {
-        (self.initialised.len() as u64).checked_add(self.zeroed)
-    }
-}
 
 /// A part of the window that is being filled, unmapped unless that succeeds: also when it panics,
 /// the program never finds it writable.
@@ -298,6 +228,32 @@ impl Cage {
         // SAFETY: as in `bytes`; checked for writing, hence mapped writable, and exclusive by
         // `&mut self`.
         Some(unsafe { std::slice::from_raw_parts_mut(pointer, at.len as usize) })
+    }
+
+    /// Lets `look` have the bytes at `at` of the window in place, such as to check their sums.
+    /// Bytes that are not there, or whose file was cut off, look like zeros.
+    ///
+    /// # Errors
+    /// [`CageFault`]: there were such bytes, or `at` is not of the window.
+    pub fn look<R>(&self, at: CagePtr, look: impl FnOnce(&[u8]) -> R) -> Result<R, CageFault> {
+        let checked = self.check(at.offset, at.len, Access::Read).is_some();
+        let region = self.layout.region_of(at.offset);
+        if !checked || at.is_empty() || region != Some(Region::Window) {
+            return Err(CageFault(at.offset));
+        }
+        let start = self.base + at.offset;
+        // SAFETY: the range is within the window, whose mappings change under `&mut self` only. The
+        // bytes can be read all of them: `inspect` puts zeros where they cannot. They are blocks of
+        // a snapshot, which nobody writes to while it is mapped.
+        let looked = unsafe {
+            guard::inspect(start..start + at.len, || {
+                look(std::slice::from_raw_parts(
+                    start as *const u8,
+                    at.len as usize,
+                ))
+            })
+        };
+        looked.map_err(|address| CageFault(address - self.base))
     }
 
     /// A text of at most `max` bytes that ends before a zero byte, at `pointer` of the program.

@@ -13,13 +13,16 @@
 //!
 //! A fault anywhere else goes to whoever handled the signal before. A bus error of a helper in
 //! the window of its cage (a file cut off under its mapping) puts a page of zeros there and ends
-//! the program when the helper returns. [`copy`] reports faults of its accesses to its caller.
+//! the program when the helper returns. [`copy`] and [`inspect`] report faults of their accesses
+//! to their callers.
 
 mod asm;
+mod inspection;
 mod run;
 mod signals;
 mod stack;
 
+pub(super) use inspection::inspect;
 pub(super) use run::{
     Program, is_stopping, note_fault, note_stack_overflow, run, settle, with_cage,
 };

@@ -11,6 +11,7 @@ use std::sync::{Once, OnceLock};
 use libc::{c_int, c_void, siginfo_t, ucontext_t};
 
 use super::asm;
+use super::inspection;
 use super::run;
 use crate::engine::watchdog;
 
@@ -107,12 +108,16 @@ fn resolve(signal: c_int, info: &siginfo_t, context: &mut ucontext_t) -> bool {
         resume_at(context, asm::copy_failed());
         return true;
     }
+    // SAFETY: the field is set for all signals handled here.
+    let address = unsafe { info.si_addr() } as u64;
+    let of_memory = matches!(signal, libc::SIGSEGV | libc::SIGBUS);
+    if of_memory && inspection::note_missing(address) {
+        return put_zeros_at(address);
+    }
     // SAFETY: when not null it points to the run in the `Thread` of this thread.
     let Some(run) = (unsafe { run::current().as_ref() }) else {
         return false;
     };
-    // SAFETY: the field is set for all signals handled here.
-    let address = unsafe { info.si_addr() } as u64;
     if run.is_fault_of_program(pc, address) {
         run.note_fault(address);
         recover(context, run);
@@ -130,9 +135,9 @@ fn put_zeros_at(address: u64) -> bool {
     const PAGE: usize = 4096;
     let page = address as usize & !(PAGE - 1);
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
-    // SAFETY: the page is in the window of the cage that the interrupted helper has borrowed; its
-    // mapping is broken and read-only, and no Rust object lives there. The call is a bare system
-    // call in practice, hence safe in a handler.
+    // SAFETY: the page is in the window of a cage that the interrupted code has borrowed; nothing is
+    // there, or a mapping that is broken and read-only, and no Rust object. The call is a bare
+    // system call in practice, hence safe in a handler.
     let mapped = unsafe { libc::mmap(page as *mut _, PAGE, libc::PROT_READ, flags, -1, 0) };
     mapped != libc::MAP_FAILED
 }

@@ -265,7 +265,7 @@ fn outcome(engine: &dyn Engine, code: &[u64], cage: &mut Cage) -> Result<(Exit, 
     }];
     let compiled = engine.compile(
         &Linked {
-            instructions: code,
+            instructions: &|_| code.to_vec(),
             functions: &functions,
         },
         cage,

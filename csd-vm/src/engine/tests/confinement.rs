@@ -95,6 +95,42 @@ fn static_data_is_as_linked_at_every_start() {
 }
 
 #[test]
+fn prepared_programs_run_in_every_cage_with_its_static_data() {
+    let functions = [Frame {
+        first_slot: 0,
+        stack_bytes: 0,
+    }];
+    // The last of .data, and what .rodata starts with, through constants of their own.
+    let instructions = |data: u64| {
+        let (first, last) = (lddw(1, data), lddw(2, data + PAGE + 4992));
+        code(&[
+            &first,
+            &last,
+            &[load(0, 1, 0), load(2, 2, 0), add_register(0, 2), exit()],
+        ])
+    };
+    let program = Linked {
+        instructions: &instructions,
+        functions: &functions,
+    };
+    for engine in engines() {
+        let mut cages = [cage(), cage(), cage()];
+        let prepared = engine.prepare(&program, cages[0].layout()).unwrap();
+        for cage in &mut cages {
+            cage.place_data(&image()).unwrap();
+            let code = prepared.bind(cage).unwrap();
+            let end = code.run(cage, [0, 0], &mut NoHelpers, soon());
+            assert_eq!(end, Exit::Returned(0x0303_0303_0303_0303));
+        }
+        let other = CageConfig {
+            heap: 2 << 20,
+            ..small()
+        };
+        assert!(prepared.bind(&Cage::new(&other).unwrap()).is_err());
+    }
+}
+
+#[test]
 fn pointers_are_masked_as_compiled_code_masks_them() {
     let mut cage = cage();
     let size = cage.layout().size();

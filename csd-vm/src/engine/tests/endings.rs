@@ -26,7 +26,7 @@ fn recursion(engine: &dyn Engine, body: &[u64], stack_bytes: u16, cage: &Cage) -
         stack_bytes,
     });
     let program = Linked {
-        instructions: &code,
+        instructions: &|_| code.clone(),
         functions: &functions,
     };
     engine.compile(&program, cage).unwrap()
@@ -103,7 +103,11 @@ fn endless_programs_end_at_their_deadline_at_any_load() {
     let load = if may_lend_priorities() { 16 } else { 0 };
     std::thread::scope(|scope| {
         for _ in 0..load {
-            scope.spawn(|| while !stop.load(Ordering::Relaxed) {});
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    std::hint::spin_loop();
+                }
+            });
         }
         let workers: Vec<_> = (0..4u64)
             .map(|worker| scope.spawn(move || time_out_for(worker)))
@@ -250,6 +254,27 @@ fn a_file_cut_off_under_its_mapping_ends_the_program() {
         assert_eq!(end, Exit::Fault(window - cage.base()));
         assert_eq!(calls, 1);
     }
+}
+
+#[test]
+fn a_look_at_blocks_tells_of_those_that_are_not_there() {
+    let file = file();
+    let mut cage = cage();
+    let window = cage.address(Region::Window);
+    let both = cage.check(window, 2 * PAGE, Access::Read).unwrap();
+    let sum = |bytes: &[u8]| bytes.iter().map(|byte| u64::from(*byte)).sum::<u64>();
+    let second = window + PAGE - cage.base();
+    cage.map_window(0, file.as_fd(), 0, PAGE, false).unwrap();
+    assert_eq!(cage.look(both, sum).unwrap_err().0, second);
+    cage.map_window(0, file.as_fd(), 0, 2 * PAGE, false)
+        .unwrap();
+    assert_eq!(cage.look(both, sum), Ok(7 * 2 * PAGE));
+    file.set_len(PAGE).unwrap();
+    assert_eq!(cage.look(both, sum).unwrap_err().0, second);
+    let heap = cage
+        .check(cage.address(Region::Heap), 8, Access::Read)
+        .unwrap();
+    assert!(cage.look(heap, sum).is_err());
 }
 
 #[test]

@@ -37,7 +37,7 @@ fn compile(engine: &dyn Engine, code: &[u64], cage: &Cage) -> Box<dyn Code> {
         stack_bytes: 64,
     }];
     let program = Linked {
-        instructions: code,
+        instructions: &|_| code.to_vec(),
         functions: &functions,
     };
     engine.compile(&program, cage).unwrap()

@@ -10,16 +10,69 @@ use std::ptr::{null, null_mut};
 
 use super::ffi::{self, Vm};
 use super::machine::Machine;
-use crate::engine::cage::{Access, Cage, Region};
-use crate::engine::{Called, Code, Deadline, Engine, Exit, Helpers, Linked, guard};
+use crate::engine::cage::{Access, Cage, Layout, Region};
+use crate::engine::{
+    Called, Code, Deadline, Engine, Exit, Frame, Helpers, Linked, Prepared, guard,
+};
 
 /// The engine of tests.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Interpreter;
 
 impl Engine for Interpreter {
-    fn compile(&self, program: &Linked<'_>, cage: &Cage) -> Result<Box<dyn Code>, String> {
-        let machine = Machine::load(program)?;
+    fn prepare(&self, program: &Linked<'_>, layout: &Layout) -> Result<Box<dyn Prepared>, String> {
+        const SOMEWHERE: u64 = 1 << 40;
+        const ELSEWHERE: u64 = SOMEWHERE + (1 << 36);
+        let instructions = (program.instructions)(SOMEWHERE);
+        let elsewhere = (program.instructions)(ELSEWHERE);
+        let differ = |at: &usize| instructions[at - 1..=*at] != elsewhere[at - 1..=*at];
+        let seconds = (1..instructions.len()).filter(|at| instructions[at - 1] as u8 == LDDW);
+        let addresses = seconds.filter(differ).map(|second| {
+            let value = constant(&instructions[second - 1..=second]);
+            (second - 1, value - SOMEWHERE)
+        });
+        let source = Source {
+            layout: *layout,
+            addresses: addresses.collect(),
+            functions: program.functions.to_vec(),
+            instructions,
+        };
+        // What is wrong with it shows now.
+        Machine::load(&source.instructions, &source.functions)?;
+        Ok(Box::new(source))
+    }
+}
+
+/// The opcode of two-slot constants.
+const LDDW: u8 = 0x18;
+
+/// The value of a two-slot constant.
+fn constant(slots: &[u64]) -> u64 {
+    slots[1] >> 32 << 32 | slots[0] >> 32
+}
+
+/// A program and where it has addresses of static data: slot, and byte of the data.
+struct Source {
+    layout: Layout,
+    instructions: Vec<u64>,
+    addresses: Vec<(usize, u64)>,
+    functions: Vec<Frame>,
+}
+
+impl Prepared for Source {
+    fn bind(&self, cage: &Cage) -> Result<Box<dyn Code>, String> {
+        const REST: u64 = u32::MAX as u64;
+        if self.layout != *cage.layout() {
+            return Err("the cage has another layout".to_owned());
+        }
+        let mut instructions = self.instructions.clone();
+        for (slot, offset) in &self.addresses {
+            let value = cage.address(Region::Data) + offset;
+            let (low, high) = (value << 32, value & !REST);
+            instructions[*slot] = instructions[*slot] & REST | low;
+            instructions[slot + 1] = instructions[slot + 1] & REST | high;
+        }
+        let machine = Machine::load(&instructions, &self.functions)?;
         // SAFETY: the machine is valid and in nobody else's use; both functions take no context.
         unsafe {
             ffi::ubpf_toggle_bounds_check(machine.vm(), true);

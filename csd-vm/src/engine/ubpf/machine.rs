@@ -4,7 +4,7 @@ use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::ptr::{NonNull, null_mut};
 
 use super::ffi::{self, Vm};
-use crate::engine::{Frame, Linked, guard};
+use crate::engine::{Frame, guard};
 
 /// Slots of the largest program uBPF takes.
 const SLOTS_MAX: usize = 65_535;
@@ -13,11 +13,14 @@ const SLOTS_MAX: usize = 65_535;
 /// of them, which takes time that grows with the square of their number.
 const HELPER_CALLS_MAX: usize = 4096;
 
+/// The functions of a program, in the order of their first slots.
+struct Frames(Vec<Frame>);
+
 /// A virtual machine with a program loaded.
 pub(super) struct Machine {
     vm: NonNull<Vm>,
     /// What the machine asks for the stack usage of functions; it keeps a pointer to it.
-    _frames: Box<Vec<Frame>>,
+    _frames: Box<Frames>,
 }
 
 // SAFETY: a machine is memory of its own, used by one thread at a time, and the calls used here
@@ -25,19 +28,19 @@ pub(super) struct Machine {
 unsafe impl Send for Machine {}
 
 impl Machine {
-    /// Loads `program`.
-    pub(super) fn load(program: &Linked<'_>) -> Result<Machine, String> {
-        check_size(program)?;
+    /// Loads a program.
+    pub(super) fn load(instructions: &[u64], functions: &[Frame]) -> Result<Machine, String> {
+        check_size(instructions)?;
         // SAFETY: no arguments.
         let vm = NonNull::new(unsafe { ffi::ubpf_create() }).ok_or("out of memory")?;
-        let mut frames = Box::new(program.functions.to_vec());
-        frames.sort_by_key(|frame| frame.first_slot);
+        let mut frames = Box::new(Frames(functions.to_vec()));
+        frames.0.sort_by_key(|frame| frame.first_slot);
         let cookie: *mut c_void = (&raw mut *frames).cast();
         let machine = Machine {
             vm,
             _frames: frames,
         };
-        let bytes = size_of_val(program.instructions) as u32;
+        let bytes = size_of_val(instructions) as u32;
         let mut error = null_mut();
         // SAFETY: the machine is valid and not shared yet; `cookie` points to the frames, which
         // live as long as the machine; the instructions are copied.
@@ -45,7 +48,7 @@ impl Machine {
             ffi::ubpf_set_error_print(vm.as_ptr(), print_nothing);
             ffi::ubpf_register_external_dispatcher(vm.as_ptr(), guard::dispatcher(), any_helper);
             ffi::ubpf_register_stack_usage_calculator(vm.as_ptr(), stack_usage, cookie);
-            let code = program.instructions.as_ptr().cast();
+            let code = instructions.as_ptr().cast();
             ffi::ubpf_load(vm.as_ptr(), code, bytes, &mut error)
         };
         outcome(loaded, error)?;
@@ -64,15 +67,15 @@ impl Drop for Machine {
     }
 }
 
-fn check_size(program: &Linked<'_>) -> Result<(), String> {
-    let slots = program.instructions.len();
+fn check_size(instructions: &[u64]) -> Result<(), String> {
+    let slots = instructions.len();
     if slots > SLOTS_MAX {
         return Err(format!(
             "{slots} instructions, at most {SLOTS_MAX} can be run"
         ));
     }
     let is_helper_call = |slot: &&u64| **slot & 0xf0ff == 0x85;
-    let calls = program.instructions.iter().filter(is_helper_call).count();
+    let calls = instructions.iter().filter(is_helper_call).count();
     if calls > HELPER_CALLS_MAX {
         return Err(format!(
             "{calls} calls of helpers, at most {HELPER_CALLS_MAX} can be compiled"
@@ -112,7 +115,7 @@ unsafe extern "C" fn stack_usage(_: *const Vm, slot: u16, cookie: *mut c_void) -
     /// What a function may use that is not in the list: the most there is.
     const MAX: u16 = 512;
     // SAFETY: the cookie is the one given in `Machine::load`.
-    let frames = unsafe { &*cookie.cast::<Vec<Frame>>() };
+    let Frames(frames) = unsafe { &*cookie.cast::<Frames>() };
     let found = frames.binary_search_by_key(&u32::from(slot), |frame| frame.first_slot);
     let bytes = found.map_or(MAX, |index| frames[index].stack_bytes);
     c_int::from(bytes.min(u16::MAX - 15).next_multiple_of(16))

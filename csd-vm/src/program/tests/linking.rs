@@ -127,6 +127,24 @@ fn helpers_are_called_by_name_and_by_number() {
 }
 
 #[test]
+fn string_constants_reach_helpers() {
+    let program = link(
+        "extern long warren_log(const char *text, unsigned long size);
+         int main(void) { warren_log(\"abc\", 3); warren_log(\"defg\", 4); return 0; }",
+    );
+    let mut machine = Machine::ended(&program.expect("links"), 0);
+    let calls = std::mem::take(&mut machine.calls);
+    let texts: Vec<Vec<u8>> = calls
+        .iter()
+        .map(|(helper, [text, size, ..])| {
+            assert_eq!(*helper, 39);
+            machine.bytes(*text, *size as usize).to_vec()
+        })
+        .collect();
+    assert_eq!(texts, [b"abc".to_vec(), b"defg".to_vec()]);
+}
+
+#[test]
 fn helpers_called_through_variables_are_refused_as_indirect_calls() {
     let source = "static int (*bpf_read)(int) = (void *)2; int main(void) { return bpf_read(1); }";
     let error = Program::link(&compile(source, &["-O0"]), &LinkLimits::default())
