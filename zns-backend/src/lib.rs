@@ -9,6 +9,7 @@
 //! | [`MemDevice`] | in memory, zones in a memfd |
 //! | [`FileDevice`] | an image file with persistent zone states |
 //! | [`FaultDevice`] | a memory device that fails as planned and remembers what was written |
+//! | [`TimedDevice`] | any of them with the times of a NAND device |
 
 mod buffer;
 #[cfg(feature = "conformance")]
@@ -23,6 +24,7 @@ mod mem;
 mod queue;
 mod shared_zones;
 mod spec;
+mod timed;
 mod zone_state;
 
 pub use buffer::DmaBuffer;
@@ -34,3 +36,4 @@ pub use geometry::{Geometry, Lba, ZoneId};
 pub use mem::MemDevice;
 pub use queue::SyncQueue;
 pub use spec::{DeviceSpec, open_device, parse_size};
+pub use timed::{Clock, Profile, TimedDevice, Timing};

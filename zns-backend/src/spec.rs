@@ -1,4 +1,5 @@
-//! Device arguments as people type them: `mem:1G`, `file:PATH`, `PATH`.
+//! Device arguments as people type them: `mem:1G`, `file:PATH`, `PATH`, each perhaps with
+//! `?timing=PROFILE`.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -8,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::file::FileDevice;
 use crate::geometry::Geometry;
 use crate::mem::MemDevice;
+use crate::timed::Timing;
 
 /// What a device argument names.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,11 +21,12 @@ pub enum DeviceSpec {
 }
 
 impl DeviceSpec {
-    /// Reads a device argument.
+    /// Reads a device argument, apart from its timing.
     ///
     /// # Errors
     /// [`Error::BadImage`] saying what is wrong with it.
     pub fn parse(spec: &str) -> Result<DeviceSpec> {
+        let (spec, _) = Timing::split(spec)?;
         if let Some(size) = spec.strip_prefix("mem:") {
             return Ok(DeviceSpec::Mem(parse_size(size)?));
         }
@@ -50,9 +53,14 @@ impl DeviceSpec {
 /// # Errors
 /// As [`DeviceSpec::parse`], [`FileDevice::open`] and [`MemDevice::new`].
 pub fn open_device(spec: &str, read_only: bool) -> Result<Arc<dyn ZonedDevice>> {
-    Ok(match DeviceSpec::parse(spec)? {
+    let (_, timing) = Timing::split(spec)?;
+    let device: Arc<dyn ZonedDevice> = match DeviceSpec::parse(spec)? {
         DeviceSpec::Mem(size) => Arc::new(MemDevice::new(Geometry::for_size(size)?)?),
         DeviceSpec::File(path) => Arc::new(FileDevice::open(path, read_only)?),
+    };
+    Ok(match timing {
+        Some(timing) => timing.apply(device),
+        None => device,
     })
 }
 

@@ -86,6 +86,10 @@ pub(super) fn run(args: &Args) -> CommandResult {
         }
         DeviceSpec::File(path) => open_image(&device, path, shape, args.force)?,
     };
+    let opened = match device.timing {
+        Some(timing) => timing.apply(opened),
+        None => opened,
+    };
     let options = FormatOptions {
         label: args.label.clone(),
         force: args.force,
