@@ -29,6 +29,7 @@ fn main() {
     let device = Device::new(storage, DeviceConfig::default()).expect("device");
     overhead(&device, &file);
     attach(&device, &file);
+    deadlines(&device, &file);
     native(&data);
     for (name, object) in kernels() {
         warm(&device, &file, name, &object);
@@ -185,6 +186,34 @@ fn attach(device: &Device, file: &Arc<Snapshot>) {
     }
     let (attach, first, detach) = (median(attach), median(first), median(detach));
     println!("attach, cached: {attach:?}, first execution: {first:?}, detach: {detach:?}");
+}
+
+/// How long kernels that never end go on after their deadline.
+fn deadlines(device: &Device, file: &Arc<Snapshot>) {
+    let time = Duration::from_millis(20);
+    for (name, body) in [
+        ("loop", "volatile u64 n = 1; while (n) n |= 2; return 0;"),
+        (
+            "loop of helpers",
+            "u64 v; while (1) warren_argument(0, &v);",
+        ),
+        (
+            "loop of long reads",
+            "while (1) warren_read(0, (void *)r->heap, 64 << 20);",
+        ),
+    ] {
+        let activation = device.activate(&device.load(&warren(body)).expect("loads"));
+        let late = (0..20).map(|_| {
+            let mut request = read(file, 0, 4096);
+            request.limits.time = time;
+            let (_, usage) = device.execute(&activation, request).expect_err("endless");
+            Duration::from_nanos(usage.run_ns).saturating_sub(time)
+        });
+        println!(
+            "{name}: ended at most {:?} late",
+            late.max().unwrap_or_default()
+        );
+    }
 }
 
 fn native(data: &[u8]) {

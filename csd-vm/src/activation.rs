@@ -118,7 +118,7 @@ impl Task {
             if instance.bind(program)? {
                 core.bindings.fetch_add(1, Relaxed);
             }
-            Ok(instance.run(&*core.storage, &program.program, &self.request))
+            Ok(instance.run(core, &program.program, &self.request))
         }));
         match run {
             Ok(Ok(end)) => Ok((instance, end)),

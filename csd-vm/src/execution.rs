@@ -3,10 +3,8 @@
 use std::os::raw::c_long;
 use std::time::{Duration, Instant};
 
-use zns_backend::ZonedDevice;
-
 use crate::abi::{DATA_AT, Execution, Places, REQUEST_BYTES, describe};
-use crate::device::LoadedProgram;
+use crate::device::{Core, LoadedProgram};
 use crate::engine::cage::{Access, Cage, CageConfig, CageError, DataImage, Layout, Region};
 use crate::engine::{Code, Deadline, Engine, Exit, Frame, Linked, Prepared};
 use crate::program::{Data, Program};
@@ -101,14 +99,9 @@ impl Instance {
     }
 
     /// Runs `program`, which was bound last.
-    pub(crate) fn run(
-        &mut self,
-        storage: &dyn ZonedDevice,
-        program: &Program,
-        request: &Request,
-    ) -> End {
+    pub(crate) fn run(&mut self, core: &Core, program: &Program, request: &Request) -> End {
         match self.prepare(program, request) {
-            Ok(places) => self.run_prepared(storage, request, places),
+            Ok(places) => self.run_prepared(core, request, places),
             Err(error) => End {
                 status: Err(Failure::Internal(error.to_string())),
                 usage: Usage::default(),
@@ -205,18 +198,13 @@ impl Instance {
         Ok(self.cage.address(Region::Call) + DATA_AT)
     }
 
-    fn run_prepared(
-        &mut self,
-        storage: &dyn ZonedDevice,
-        request: &Request,
-        places: Places,
-    ) -> End {
+    fn run_prepared(&mut self, core: &Core, request: &Request, places: Places) -> End {
         let time = request.limits.time.min(FOREVER);
         let call = [self.cage.address(Region::Call), REQUEST_BYTES as u64];
         let faults = minor_faults();
         let start = Instant::now();
         let mut execution = Execution::new(
-            storage,
+            (&*core.storage, &core.stopping),
             request,
             &mut self.window,
             &mut self.appended,

@@ -12,6 +12,7 @@ mod opencsd;
 mod sectors;
 mod warren;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use zns_backend::ZonedDevice;
@@ -45,6 +46,8 @@ type Outcome = Result<u64, Failure>;
 /// What an execution has besides its cage.
 pub(crate) struct Execution<'a> {
     pub(crate) storage: &'a dyn ZonedDevice,
+    /// The device wants kernels to end.
+    stopping: &'a AtomicBool,
     pub(crate) request: &'a Request,
     pub(crate) window: &'a mut Window,
     /// What the kernel appended.
@@ -67,7 +70,7 @@ pub(crate) struct Execution<'a> {
 
 impl<'a> Execution<'a> {
     pub(crate) fn new(
-        storage: &'a dyn ZonedDevice,
+        (storage, stopping): (&'a dyn ZonedDevice, &'a AtomicBool),
         request: &'a Request,
         window: &'a mut Window,
         appended: &'a mut Vec<u8>,
@@ -76,6 +79,7 @@ impl<'a> Execution<'a> {
     ) -> Execution<'a> {
         Execution {
             storage,
+            stopping,
             request,
             window,
             appended,
@@ -275,7 +279,11 @@ impl Helpers for Execution<'_> {
     fn call(&mut self, cage: &mut Cage, number: u32, arguments: [u64; 5]) -> Called {
         self.usage.helper_calls += 1;
         self.helper = helper_name(number).unwrap_or("helper");
-        match self.dispatch(cage, number, arguments) {
+        let outcome = match self.stopping.load(Ordering::Relaxed) {
+            true => Err(Failure::Stopped),
+            false => self.dispatch(cage, number, arguments),
+        };
+        match outcome {
             Ok(value) => Called::Value(value),
             Err(failure) => {
                 self.failure = Some(failure);

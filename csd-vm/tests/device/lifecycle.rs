@@ -206,6 +206,23 @@ fn every_request_is_answered_once_when_the_device_stops() {
 }
 
 #[test]
+fn a_kernel_that_calls_helpers_ends_when_the_device_stops() {
+    let bench = Bench::new(&warren("u64 v; while (1) warren_argument(0, &v);"), b"x");
+    let (sender, receiver) = mpsc::channel();
+    let mut request = read(&bench.snapshot, 0, 1);
+    request.limits.time = Duration::from_secs(600);
+    let done = Box::new(move |completion: Completion<'_>| {
+        sender.send(completion.status).expect("received");
+    });
+    bench.device.submit(&bench.activation, request, done);
+    while bench.device.counters().queued_now > 0 {
+        std::thread::yield_now();
+    }
+    bench.device.shutdown();
+    assert_eq!(receiver.recv(), Ok(Err(Failure::Stopped)));
+}
+
+#[test]
 fn the_last_reference_to_a_device_may_be_dropped_by_a_completion() {
     let Bench {
         device,
