@@ -29,6 +29,7 @@ fn main() {
     let device = Device::new(storage, DeviceConfig::default()).expect("device");
     overhead(&device, &file);
     attach(&device, &file);
+    deadlines(&device, &file);
     native(&data);
     for (name, object) in kernels() {
         warm(&device, &file, name, &object);
@@ -187,6 +188,34 @@ fn attach(device: &Device, file: &Arc<Snapshot>) {
     println!("attach, cached: {attach:?}, first execution: {first:?}, detach: {detach:?}");
 }
 
+/// How long kernels that never end go on after their deadline.
+fn deadlines(device: &Device, file: &Arc<Snapshot>) {
+    let time = Duration::from_millis(20);
+    for (name, body) in [
+        ("loop", "volatile u64 n = 1; while (n) n |= 2; return 0;"),
+        (
+            "loop of helpers",
+            "u64 v; while (1) warren_argument(0, &v);",
+        ),
+        (
+            "loop of long reads",
+            "while (1) warren_read(0, (void *)r->heap, 64 << 20);",
+        ),
+    ] {
+        let activation = device.activate(&device.load(&warren(body)).expect("loads"));
+        let late = (0..20).map(|_| {
+            let mut request = read(file, 0, 4096);
+            request.limits.time = time;
+            let (_, usage) = device.execute(&activation, request).expect_err("endless");
+            Duration::from_nanos(usage.run_ns).saturating_sub(time)
+        });
+        println!(
+            "{name}: ended at most {:?} late",
+            late.max().unwrap_or_default()
+        );
+    }
+}
+
 fn native(data: &[u8]) {
     let mut out = vec![0u8; REQUEST_BYTES as usize];
     let time = |f: &mut dyn FnMut(&[u8])| {
@@ -261,8 +290,11 @@ fn cold(directory: &str, data: &[u8]) {
     std::fs::remove_file(&path).expect("removed");
 }
 
+/// Drops the file from the page cache, once the cages of the round before have let go of it:
+/// mapped pages stay.
 fn evict(path: &std::path::Path) {
     use std::os::fd::AsRawFd;
+    std::thread::sleep(Duration::from_millis(50));
     let file = std::fs::File::open(path).expect("opened");
     // SAFETY: only gives the kernel advice about a descriptor that is open.
     unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };

@@ -11,7 +11,7 @@ use crate::engine;
 use crate::execution::{End, Instance, nanos};
 use crate::pool::{Owner, Taken};
 use crate::queue::{Job, Lane};
-use crate::request::{Completion, Failure, Operation, Request, Usage};
+use crate::request::{Completion, Failure, Request, Usage};
 use crate::stats::{Counters, Statistics};
 
 /// An owner's registration of a program. Dropping it deactivates: what is queued still runs, then
@@ -36,9 +36,9 @@ impl Inner {
     }
 
     /// Keeps a cage for the next execution.
-    fn keep(&self, mut instance: Box<Instance>, end: &End, operation: Operation) {
+    fn keep(&self, mut instance: Instance, end: &End) {
         let pool = &self.core.pool;
-        match instance.settle(end, operation) {
+        match instance.settle(end) {
             Ok(()) if !matches!(end.status, Err(Failure::Internal(_))) => {
                 pool.give_back(self.owner, &self.ended, instance);
             }
@@ -105,7 +105,7 @@ pub(crate) struct Task {
 
 impl Task {
     /// Runs the kernel in a cage of its owner's.
-    fn execute(&self) -> Result<(Box<Instance>, End), Failure> {
+    fn execute(&self) -> Result<(Instance, End), Failure> {
         let Inner { core, program, .. } = &*self.inner;
         let internal = |error: &dyn std::fmt::Display| Failure::Internal(error.to_string());
         let taken = core.pool.take(self.inner.owner, &program.hash());
@@ -118,7 +118,7 @@ impl Task {
             if instance.bind(program)? {
                 core.bindings.fetch_add(1, Relaxed);
             }
-            Ok(instance.run(&*core.storage, &program.program, &self.request))
+            Ok(instance.run(core, &program.program, &self.request))
         }));
         match run {
             Ok(Ok(end)) => Ok((instance, end)),
@@ -134,7 +134,7 @@ impl Task {
     }
 
     /// Counts the execution and hands its end over.
-    fn complete(self, instance: Box<Instance>, mut end: End, queued_ns: u64) {
+    fn complete(self, instance: Instance, mut end: End, queued_ns: u64) {
         end.usage.queued_ns = queued_ns;
         self.inner.count(end.status.as_ref().err(), &end.usage);
         let (output, appended) = match end.status {
@@ -148,7 +148,8 @@ impl Task {
             usage: end.usage,
         };
         finish(self.done, completion);
-        self.inner.keep(instance, &end, self.request.operation);
+        self.inner.keep(instance, &end);
+        drop(self.request);
     }
 
     fn fail(self, failure: Failure, queued_ns: u64) {

@@ -1,7 +1,7 @@
 //! Programs by the content of their object.
 //!
 //! A program stays while someone refers to it; after that, the most recently loaded ones of those
-//! nobody refers to stay, up to a bound.
+//! nobody refers to stay, up to a bound that holds whenever one is added.
 
 use std::collections::HashMap;
 use std::sync::Arc;

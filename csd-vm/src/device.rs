@@ -5,8 +5,8 @@
 //! [`LoadedProgram`] unloads (a bounded number stays cached).
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::mpsc;
 
 use zns_backend::ZonedDevice;
@@ -146,6 +146,12 @@ impl LoadedProgram {
         self.program.hash()
     }
 
+    /// What was made of it, for verification.
+    #[must_use]
+    pub fn program(&self) -> &Program {
+        &self.program
+    }
+
     /// What there is to say of it.
     #[must_use]
     pub fn describe(&self) -> Description {
@@ -178,6 +184,7 @@ pub(crate) struct Core {
     pub(crate) storage: Arc<dyn ZonedDevice>,
     engine: Box<dyn Engine>,
     pub(crate) pool: Pool,
+    pub(crate) stopping: AtomicBool,
     pub(crate) totals: Counters,
     pub(crate) bindings: AtomicU64,
     pub(crate) warm_starts: AtomicU64,
@@ -198,6 +205,7 @@ impl Core {
             storage,
             engine,
             pool: Pool::new(config.cages_max, config.idle_cages_max),
+            stopping: AtomicBool::new(false),
             totals: Counters::default(),
             bindings: AtomicU64::new(0),
             warm_starts: AtomicU64::new(0),
@@ -268,7 +276,8 @@ impl Device {
     }
 
     /// Registers an owner of `program`. Cages used by this activation are shared with no other one
-    /// before they are wiped; compiled code and mapped blocks are kept between its executions.
+    /// before they are wiped. Between its own executions they keep compiled code, mapped blocks and
+    /// whatever is in heap, stack and output; variables of the program start anew in each.
     #[must_use]
     pub fn activate(&self, program: &Arc<LoadedProgram>) -> Activation {
         Activation::new(Arc::clone(&self.core), Arc::clone(program))
@@ -337,9 +346,17 @@ impl Device {
         }
     }
 
-    /// Refuses what is queued, waits for what runs, and ends the workers. Later submissions fail
+    /// Refuses what is queued, ends what runs at its next call of a helper, or at its deadline,
+    /// waits for that, and ends the workers. Later submissions fail
     /// with [`Failure::Stopped`]. Dropping the device does the same.
     pub fn shutdown(&self) {
+        self.core.stopping.store(true, Relaxed);
         self.queue.stop();
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        self.shutdown();
     }
 }

@@ -3,14 +3,12 @@
 use std::os::raw::c_long;
 use std::time::{Duration, Instant};
 
-use zns_backend::ZonedDevice;
-
 use crate::abi::{DATA_AT, Execution, Places, REQUEST_BYTES, describe};
-use crate::device::LoadedProgram;
+use crate::device::{Core, LoadedProgram};
 use crate::engine::cage::{Access, Cage, CageConfig, CageError, DataImage, Layout, Region};
 use crate::engine::{Code, Deadline, Engine, Exit, Frame, Linked, Prepared};
 use crate::program::{Data, Program};
-use crate::request::{BLOCK_SIZE, Failure, Operation, Request, Usage};
+use crate::request::{BLOCK_SIZE, Failure, Request, Usage};
 use crate::window::Window;
 
 /// Programs that a cage keeps code for.
@@ -22,6 +20,9 @@ const KEPT_BYTES: u64 = 1 << 20;
 /// Page faults of an execution from which on it may have used more than [`KEPT_BYTES`]: few, as
 /// one may bring in a huge page.
 const FAULTS_MIN: c_long = 16;
+
+/// References to a snapshot that a request holds.
+const REQUEST_REFERENCES: usize = 1;
 
 /// What stands for an unlimited time.
 const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
@@ -98,14 +99,9 @@ impl Instance {
     }
 
     /// Runs `program`, which was bound last.
-    pub(crate) fn run(
-        &mut self,
-        storage: &dyn ZonedDevice,
-        program: &Program,
-        request: &Request,
-    ) -> End {
+    pub(crate) fn run(&mut self, core: &Core, program: &Program, request: &Request) -> End {
         match self.prepare(program, request) {
-            Ok(places) => self.run_prepared(storage, request, places),
+            Ok(places) => self.run_prepared(core, request, places),
             Err(error) => End {
                 status: Err(Failure::Internal(error.to_string())),
                 usage: Usage::default(),
@@ -125,12 +121,12 @@ impl Instance {
         (output.unwrap_or_default(), &self.appended)
     }
 
-    /// Puts the cage aside until the next execution of its owner.
-    pub(crate) fn settle(&mut self, end: &End, operation: Operation) -> Result<(), CageError> {
+    /// Puts the cage aside until the next execution of its owner, whose last request still exists.
+    /// A snapshot that nobody else holds, such as that of a single write, is let go.
+    pub(crate) fn settle(&mut self, end: &End) -> Result<(), CageError> {
         self.appended.clear();
         self.appended.shrink_to(KEPT_BYTES as usize);
-        if matches!(operation, Operation::WriteStream | Operation::WriteEvent) {
-            // The next write has a snapshot of its own; this one must not be held for nothing.
+        if self.window.holds_alone(REQUEST_REFERENCES) {
             self.window.forget(&mut self.cage)?;
         }
         if end.faults >= FAULTS_MIN {
@@ -202,18 +198,13 @@ impl Instance {
         Ok(self.cage.address(Region::Call) + DATA_AT)
     }
 
-    fn run_prepared(
-        &mut self,
-        storage: &dyn ZonedDevice,
-        request: &Request,
-        places: Places,
-    ) -> End {
+    fn run_prepared(&mut self, core: &Core, request: &Request, places: Places) -> End {
         let time = request.limits.time.min(FOREVER);
         let call = [self.cage.address(Region::Call), REQUEST_BYTES as u64];
         let faults = minor_faults();
         let start = Instant::now();
         let mut execution = Execution::new(
-            storage,
+            (&*core.storage, &core.stopping),
             request,
             &mut self.window,
             &mut self.appended,

@@ -27,15 +27,15 @@ pub(crate) struct Pool {
 #[derive(Default)]
 struct State {
     /// Owned ones, least recently used first.
-    warm: Vec<(Owner, Box<Instance>)>,
-    clean: Vec<Box<Instance>>,
+    warm: Vec<(Owner, Instance)>,
+    clean: Vec<Instance>,
     /// Cages that exist, those in use included.
     alive: usize,
 }
 
 /// A cage taken from the pool.
 pub(crate) struct Taken {
-    pub(crate) instance: Box<Instance>,
+    pub(crate) instance: Instance,
     /// Whether its owner has used it before.
     pub(crate) warm: bool,
 }
@@ -95,13 +95,13 @@ impl Pool {
         } else {
             self.made.fetch_add(1, Ordering::Relaxed);
         }
-        let instance = Box::new(made?);
+        let instance = made?;
         let warm = false;
         Ok(Taken { instance, warm })
     }
 
     /// Gives a cage back, warm for its owner unless that has ended meanwhile.
-    pub(crate) fn give_back(&self, owner: Owner, ended: &AtomicBool, instance: Box<Instance>) {
+    pub(crate) fn give_back(&self, owner: Owner, ended: &AtomicBool, instance: Instance) {
         let mut state = self.state.lock();
         if ended.load(Ordering::Acquire) {
             drop(state);
@@ -112,7 +112,7 @@ impl Pool {
     }
 
     /// Wipes a cage for whoever comes next.
-    pub(crate) fn recycle(&self, mut instance: Box<Instance>) {
+    pub(crate) fn recycle(&self, mut instance: Instance) {
         let wiped = self.wipe(&mut instance);
         let mut state = self.state.lock();
         if wiped && state.clean.len() < self.clean_max {
@@ -125,7 +125,7 @@ impl Pool {
     }
 
     /// A cage that must not be used again.
-    pub(crate) fn discard(&self, instance: Box<Instance>) {
+    pub(crate) fn discard(&self, instance: Instance) {
         self.state.lock().alive -= 1;
         drop(instance);
     }

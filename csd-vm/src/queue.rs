@@ -14,6 +14,7 @@
 use std::cell::Cell;
 use std::collections::VecDeque;
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -227,7 +228,7 @@ impl<J: Job> Shared<J> {
         let mut state = self.state.lock();
         while !state.stopping {
             if let Some(job) = self.take(&mut state) {
-                MutexGuard::unlocked(&mut state, || job.run());
+                MutexGuard::unlocked(&mut state, || run_guarded(job));
             } else if relief {
                 break;
             } else {
@@ -270,5 +271,12 @@ impl<J: Job> Shared<J> {
                 tracing::warn!(%error, "a relief worker could not be started");
             }
         }
+    }
+}
+
+/// Jobs must not unwind; should one do so all the same, its worker goes on.
+fn run_guarded<J: Job>(job: J) {
+    if catch_unwind(AssertUnwindSafe(|| job.run())).is_err() {
+        tracing::error!("a job of the device panicked");
     }
 }

@@ -33,6 +33,9 @@ const MAP_BLOCKS_MIN: u64 = 16;
 /// Blocks brought in at a time; the deadline is looked at in between.
 const FILL_BLOCKS_MAX: u64 = 256;
 
+/// Bytes copied at a time; the deadline is looked at in between.
+const COPY_BYTES_MAX: u64 = 4 << 20;
+
 /// Blocks a sequential read brings in at once.
 const READ_AHEAD_BLOCKS: u64 = 128;
 
@@ -129,6 +132,12 @@ impl Window {
             self.size = snapshot.size();
         }
         Ok(())
+    }
+
+    /// Whether nobody refers to the snapshot but this window and `others` that are known of.
+    pub(crate) fn holds_alone(&self, others: usize) -> bool {
+        let snapshot = self.snapshot.as_ref();
+        snapshot.is_some_and(|snapshot| Arc::strong_count(snapshot) <= 1 + others)
     }
 
     /// Empties the window and lets go of the snapshot.
@@ -237,7 +246,7 @@ impl Window {
         }
         let there = self.present_from(first) * BLOCK - offset % BLOCK;
         let at = cage.address(Region::Window) + offset - self.origin * BLOCK;
-        let part = cage.check(at, len.min(there), Access::Read);
+        let part = cage.check(at, len.min(there).min(COPY_BYTES_MAX), Access::Read);
         part.map(Some).ok_or(WindowError::Fault(at))
     }
 
@@ -382,7 +391,8 @@ fn copy_extents(
         return Ok(());
     }
     cage.fill_window((at + range.start) * BLOCK, blocks * BLOCK, |bytes| {
-        let within = |extent: &&Extent| range.contains(&extent.first);
+        // The bytes are fresh: holes stay untouched, and cost no memory.
+        let within = |extent: &&Extent| range.contains(&extent.first) && extent.lba.is_some();
         for extent in resolved.extents.iter().filter(within) {
             let from = ((extent.first - range.start) * BLOCK) as usize;
             let len = (extent.blocks * BLOCK) as usize;
@@ -392,7 +402,7 @@ fn copy_extents(
     })?
 }
 
-/// Fills zeroed `bytes` with the blocks of an extent, checked, with nothing past the end of the
+/// Fills `bytes` with the blocks of an extent, checked, with nothing past the end of the
 /// snapshot.
 fn read_extent(
     source: Source<'_>,

@@ -12,6 +12,7 @@ mod opencsd;
 mod sectors;
 mod warren;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use zns_backend::ZonedDevice;
@@ -32,8 +33,8 @@ const LOG_LINES_MAX: u32 = 64;
 /// Bytes of a logged line.
 const LOG_BYTES_MAX: usize = 1024;
 
-/// Bytes of an append are taken over in parts of this size.
-const APPEND_PART: u64 = 1 << 20;
+/// Long copies look at the deadline after as many bytes.
+const COPY_PART: u64 = 4 << 20;
 
 const EINVAL: u64 = (-22i64).cast_unsigned();
 const ENOENT: u64 = (-2i64).cast_unsigned();
@@ -45,6 +46,8 @@ type Outcome = Result<u64, Failure>;
 /// What an execution has besides its cage.
 pub(crate) struct Execution<'a> {
     pub(crate) storage: &'a dyn ZonedDevice,
+    /// The device wants kernels to end.
+    stopping: &'a AtomicBool,
     pub(crate) request: &'a Request,
     pub(crate) window: &'a mut Window,
     /// What the kernel appended.
@@ -67,7 +70,7 @@ pub(crate) struct Execution<'a> {
 
 impl<'a> Execution<'a> {
     pub(crate) fn new(
-        storage: &'a dyn ZonedDevice,
+        (storage, stopping): (&'a dyn ZonedDevice, &'a AtomicBool),
         request: &'a Request,
         window: &'a mut Window,
         appended: &'a mut Vec<u8>,
@@ -76,6 +79,7 @@ impl<'a> Execution<'a> {
     ) -> Execution<'a> {
         Execution {
             storage,
+            stopping,
             request,
             window,
             appended,
@@ -194,17 +198,29 @@ impl<'a> Execution<'a> {
             return Ok(0);
         }
         let output = cage.layout().span(Region::Output);
-        let copied = if from.offset() >= output.start && from.offset() < output.end() {
-            // Output that is emitted again; it may overlap its target.
-            cage.bytes(from)
-                .map(<[u8]>::to_vec)
-                .map(|bytes| cage.write_bytes(to, &bytes))
-                .unwrap_or(Ok(()))
-        } else {
+        if from.offset() >= output.start && from.offset() < output.end() {
+            return emit_again(cage, from, to).map(|()| 0);
+        }
+        let mut done = 0;
+        while done < size {
+            let len = (size - done).min(COPY_PART);
+            let (Some(from), Some(to)) = (from.part(done, len), to.part(done, len)) else {
+                return Err(Failure::Fault(from.offset()));
+            };
             cage.copy(from, to)
-        };
-        copied.map_err(|fault| Failure::Fault(fault.0))?;
+                .map_err(|fault| Failure::Fault(fault.0))?;
+            done += len;
+            self.in_time(done < size)?;
+        }
         Ok(0)
+    }
+
+    /// Ends the kernel if there is more to do and no time left.
+    fn in_time(&self, more: bool) -> Result<(), Failure> {
+        if more && Instant::now() >= self.deadline {
+            return Err(Failure::TimedOut(self.request.limits.time));
+        }
+        Ok(())
     }
 
     /// Makes the next `size` bytes of the output region output.
@@ -227,33 +243,47 @@ impl<'a> Execution<'a> {
         }
         let mut done = 0;
         while done < size {
-            let part = from.part(done, (size - done).min(APPEND_PART));
+            let part = from.part(done, (size - done).min(COPY_PART));
             let part = part.ok_or(Failure::Fault(from.offset()))?;
             let at = self.appended.len();
             self.appended.resize(at + part.len() as usize, 0);
             cage.read_bytes(part, &mut self.appended[at..])
                 .map_err(|fault| Failure::Fault(fault.0))?;
             done += part.len();
+            self.in_time(done < size)?;
         }
         Ok(0)
     }
 
-    /// Writes a line to the log of the host, cut and escaped.
+    /// Writes a line to the log of the host, cut and escaped. At a level that is off by default:
+    /// any user can write kernels, and kernels can be run very often.
     fn write_log(&mut self, text: &[u8]) {
         self.logged = self.logged.saturating_add(1);
         if self.logged > LOG_LINES_MAX {
             return;
         }
         let text = text[..text.len().min(LOG_BYTES_MAX)].escape_ascii();
-        tracing::info!(target: "csd_vm::kernel", inode = self.request.file.inode, "{text}");
+        tracing::debug!(target: "csd_vm::kernel", inode = self.request.file.inode, "{text}");
     }
+}
+
+/// Emits what is in the output region already, which may overlap its target.
+fn emit_again(cage: &mut Cage, from: CagePtr, to: CagePtr) -> Result<(), Failure> {
+    let bytes = cage.bytes(from).map(<[u8]>::to_vec);
+    let bytes = bytes.ok_or(Failure::Fault(from.offset()))?;
+    cage.write_bytes(to, &bytes)
+        .map_err(|fault| Failure::Fault(fault.0))
 }
 
 impl Helpers for Execution<'_> {
     fn call(&mut self, cage: &mut Cage, number: u32, arguments: [u64; 5]) -> Called {
         self.usage.helper_calls += 1;
         self.helper = helper_name(number).unwrap_or("helper");
-        match self.dispatch(cage, number, arguments) {
+        let outcome = match self.stopping.load(Ordering::Relaxed) {
+            true => Err(Failure::Stopped),
+            false => self.dispatch(cage, number, arguments),
+        };
+        match outcome {
             Ok(value) => Called::Value(value),
             Err(failure) => {
                 self.failure = Some(failure);

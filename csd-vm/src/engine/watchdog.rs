@@ -103,16 +103,27 @@ pub(super) struct Slot {
     owes: Cell<bool>,
 }
 
-/// Enters this thread into the list, and starts the watchdog with the first.
-pub(super) fn register() -> Slot {
+/// Starts the watchdog unless it runs, and waits until it does: a new thread has no priority yet.
+pub(super) fn start() {
     WATCHDOG.get_or_init(|| {
+        let (started, is_started) = std::sync::mpsc::channel();
+        let watch = move || {
+            raise_own_priority();
+            // Whoever started us waits for it.
+            let _ = started.send(());
+            watch();
+        };
         let name = "csd-watchdog".to_owned();
         let spawned = std::thread::Builder::new().name(name).spawn(watch);
-        spawned
-            .expect("no thread for the watchdog")
-            .thread()
-            .clone()
+        let watchdog = spawned.expect("no thread for the watchdog");
+        is_started.recv().expect("the watchdog starts");
+        watchdog.thread().clone()
     });
+}
+
+/// Enters this thread into the list.
+pub(super) fn register() -> Slot {
+    start();
     let free = |shared: &&Shared| {
         shared
             .taken
@@ -204,7 +215,6 @@ pub(super) fn is_overdue() -> bool {
 
 /// The watchdog itself.
 fn watch() {
-    raise_own_priority();
     loop {
         WAKES_AT.store(0, SeqCst);
         let next = look();

@@ -24,6 +24,16 @@ pub const MOV64_IMM: u8 = 0xb7;
 /// Number of the frame pointer, the last register.
 pub const FRAME: u8 = 10;
 
+/// The slot that returns.
+pub const EXIT_SLOT: u64 = EXIT as u64;
+
+/// Whether a slot jumps unconditionally.
+#[must_use]
+pub const fn is_goto(slot: u64) -> bool {
+    let opcode = slot as u8;
+    opcode == JA || opcode == JA_LONG
+}
+
 /// One decoded slot.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Insn {

@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use super::elf::{Home, Object, Relocation, Role, Section, Symbol};
 use super::error::{LinkProblem, LoadError, Place, shown};
 use super::helpers::helper_number;
-use super::insn::{CALL, Insn, LDDW};
+use super::insn::{CALL, EXIT_SLOT, Insn, LDDW, is_goto};
 use super::layout::{Block, DataLayout};
 use super::{AddressFixup, Data, DataPointer, Function, LinkLimits, check_limit};
 
@@ -269,7 +269,7 @@ impl<'o, 'a> CodeLinker<'o, 'a> {
         let (bytes, _) = bytes.as_chunks::<8>();
         self.slots
             .extend(bytes.iter().map(|slot| u64::from_le_bytes(*slot)));
-        let function = Function {
+        let mut function = Function {
             name: shown(&object.symbols[symbol].name),
             section: shown(&object.sections[section].name),
             first: base,
@@ -286,6 +286,12 @@ impl<'o, 'a> CodeLinker<'o, 'a> {
                 },
                 problem,
             })?;
+        if self.slots.last().is_some_and(|slot| is_goto(*slot)) {
+            // uBPF looks for the end of a function one slot too early where that is a jump, and
+            // refuses most of those; what is never reached makes it look at the jump.
+            self.slots.push(EXIT_SLOT);
+            function.slots += 1;
+        }
         self.functions.push(function);
         Ok(())
     }

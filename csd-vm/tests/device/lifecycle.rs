@@ -49,7 +49,7 @@ fn a_program_is_linked_and_compiled_once_and_kept_for_later() {
     )
     .expect("device");
     let file = Writer::new(&mem()).write(b"abc", Shape::Contiguous);
-    let objects = [1, 2, 3].map(|value| warren(&format!("return {value};")));
+    let objects = [1, 2, 3, 4].map(|value| warren(&format!("return {value};")));
     for _ in 0..5 {
         let activation = device.activate(&device.load(&objects[0]).expect("loads"));
         let finished = device
@@ -63,17 +63,18 @@ fn a_program_is_linked_and_compiled_once_and_kept_for_later() {
         (1, 4)
     );
     assert_eq!((counters.bindings, counters.cages_made), (1, 1));
-    // Of those nobody refers to, the cache keeps the one that was loaded last.
+    // When one is added, the cache forgets all but the last one of those nobody refers to.
     let held = device.load(&objects[0]).expect("loads");
     for object in &objects[1..] {
         drop(device.load(object).expect("loads"));
     }
+    assert_eq!(device.counters().programs_linked, 4);
     drop(device.load(&objects[2]).expect("loads"));
     let again = device.load(&objects[0]).expect("loads");
     assert!(Arc::ptr_eq(&held, &again));
-    assert_eq!(device.counters().programs_linked, 3);
-    drop(device.load(&objects[1]).expect("loads"));
     assert_eq!(device.counters().programs_linked, 4);
+    drop(device.load(&objects[1]).expect("loads"));
+    assert_eq!(device.counters().programs_linked, 5);
 }
 
 #[test]
@@ -205,6 +206,23 @@ fn every_request_is_answered_once_when_the_device_stops() {
 }
 
 #[test]
+fn a_kernel_that_calls_helpers_ends_when_the_device_stops() {
+    let bench = Bench::new(&warren("u64 v; while (1) warren_argument(0, &v);"), b"x");
+    let (sender, receiver) = mpsc::channel();
+    let mut request = read(&bench.snapshot, 0, 1);
+    request.limits.time = Duration::from_secs(600);
+    let done = Box::new(move |completion: Completion<'_>| {
+        sender.send(completion.status).expect("received");
+    });
+    bench.device.submit(&bench.activation, request, done);
+    while bench.device.counters().queued_now > 0 {
+        std::thread::yield_now();
+    }
+    bench.device.shutdown();
+    assert_eq!(receiver.recv(), Ok(Err(Failure::Stopped)));
+}
+
+#[test]
 fn the_last_reference_to_a_device_may_be_dropped_by_a_completion() {
     let Bench {
         device,
@@ -256,18 +274,46 @@ fn a_completion_that_panics_or_submits_does_not_stop_the_workers() {
 
 #[test]
 fn a_snapshot_is_let_go_with_its_owner() {
-    struct Watched {
-        _alive: Arc<()>,
+    let bench = Bench::new(&warren(PASSTHROUGH), b"x");
+    let alive = Arc::new(());
+    let mut request = read(&bench.snapshot, 0, BLOCK as u64);
+    request.snapshot = Arc::new(Watched {
+        _alive: Arc::clone(&alive),
+    });
+    let held = Arc::clone(&request.snapshot);
+    bench.run(request);
+    drop(held);
+    drop(bench.activation);
+    wait_until_unique(&alive);
+}
+
+/// A hole that tells how long it is referred to.
+struct Watched {
+    _alive: Arc<()>,
+}
+impl SnapshotMap for Watched {
+    fn size(&self) -> u64 {
+        BLOCK as u64
     }
-    impl SnapshotMap for Watched {
-        fn size(&self) -> u64 {
-            BLOCK as u64
-        }
-        fn resolve(&self, _: u64, blocks: u64, out: &mut Vec<Piece>) -> Result<(), String> {
-            out.push(Piece::Hole { blocks });
-            Ok(())
-        }
+    fn resolve(&self, _: u64, blocks: u64, out: &mut Vec<Piece>) -> Result<(), String> {
+        out.push(Piece::Hole { blocks });
+        Ok(())
     }
+}
+
+fn wait_until_unique(alive: &Arc<()>) {
+    let start = std::time::Instant::now();
+    while Arc::strong_count(alive) > 1 {
+        assert!(
+            start.elapsed() < Duration::from_secs(5),
+            "the snapshot is still held"
+        );
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn a_snapshot_of_one_request_only_is_let_go_at_its_end() {
     let bench = Bench::new(&warren(PASSTHROUGH), b"x");
     let alive = Arc::new(());
     let mut request = read(&bench.snapshot, 0, BLOCK as u64);
@@ -275,15 +321,7 @@ fn a_snapshot_is_let_go_with_its_owner() {
         _alive: Arc::clone(&alive),
     });
     bench.run(request);
-    drop(bench.activation);
-    let start = std::time::Instant::now();
-    while Arc::strong_count(&alive) > 1 {
-        assert!(
-            start.elapsed() < Duration::from_secs(5),
-            "the snapshot is still held"
-        );
-        std::thread::yield_now();
-    }
+    wait_until_unique(&alive);
 }
 
 #[test]

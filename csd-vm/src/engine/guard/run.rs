@@ -107,6 +107,7 @@ pub(super) fn current() -> *const Run {
 impl Thread {
     fn new() -> std::io::Result<Thread> {
         signals::install();
+        signals::unblock();
         let stack = KernelStack::new()?;
         let run = Box::new(Run::new(&stack));
         run.kernel_sp.store(stack.top(&raw const *run), Relaxed);

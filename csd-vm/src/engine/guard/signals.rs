@@ -45,6 +45,20 @@ pub(super) fn install() {
     });
 }
 
+/// Lets this thread get the signals handled here, whatever it inherited: a fault that is blocked
+/// would end the process, and a blocked deadline would never come.
+pub(super) fn unblock() {
+    // SAFETY: the set is initialised before it is used; the call changes this thread's mask only.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&mut set);
+        for signal in FAULTS.into_iter().chain([deadline_signal()]) {
+            libc::sigaddset(&mut set, signal);
+        }
+        libc::pthread_sigmask(libc::SIG_UNBLOCK, &set, null_mut());
+    }
+}
+
 type Handler = unsafe extern "C" fn(c_int, *mut siginfo_t, *mut c_void);
 
 /// Sets the handler of `signal`, if one is given, and tells what it was.

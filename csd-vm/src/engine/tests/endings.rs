@@ -191,6 +191,27 @@ fn a_worker_goes_on_after_every_ending() {
 }
 
 #[test]
+fn programs_end_on_threads_that_have_blocked_all_signals() {
+    let blocked = std::thread::spawn(|| {
+        // SAFETY: the set is initialised by the first call; only this thread is affected.
+        unsafe {
+            let mut all: libc::sigset_t = std::mem::zeroed();
+            libc::sigfillset(&mut all);
+            libc::pthread_sigmask(libc::SIG_SETMASK, &all, std::ptr::null_mut());
+        }
+        let mut cage = cage();
+        let null = [load(0, 3, 0), exit()];
+        assert_eq!(run(&Compiler, &null, &mut cage, [0, 0]), Exit::Fault(0));
+        let [endless, _] = endless();
+        let endless = compile(&Compiler, &endless, &cage);
+        let deadline = Deadline::after(Duration::from_millis(1));
+        let end = endless.run(&mut cage, [0, 0], &mut NoHelpers, deadline);
+        assert_eq!(end, Exit::TimedOut);
+    });
+    blocked.join().unwrap();
+}
+
+#[test]
 fn a_helper_can_end_the_program_and_so_does_its_panic() {
     for engine in engines() {
         let mut cage = cage();

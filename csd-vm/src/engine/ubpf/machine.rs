@@ -4,7 +4,7 @@ use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::ptr::{NonNull, null_mut};
 
 use super::ffi::{self, Vm};
-use crate::engine::{Frame, guard};
+use crate::engine::{Frame, guard, watchdog};
 
 /// Slots of the largest program uBPF takes.
 const SLOTS_MAX: usize = 65_535;
@@ -31,6 +31,8 @@ impl Machine {
     /// Loads a program.
     pub(super) fn load(instructions: &[u64], functions: &[Frame]) -> Result<Machine, String> {
         check_size(instructions)?;
+        // Long before the first deadline.
+        watchdog::start();
         // SAFETY: no arguments.
         let vm = NonNull::new(unsafe { ffi::ubpf_create() }).ok_or("out of memory")?;
         let mut frames = Box::new(Frames(functions.to_vec()));
