@@ -80,12 +80,10 @@ int main(int count, char **words)
     int64_t value = warren_native_run(native, kernel, 0, &input);
     uint64_t size;
     const uint8_t *output = warren_native_output(native, &size);
-    if (value < 0) {
+    if (value < 0)
         fprintf(stderr, "the kernel returned %" PRId64 "\n", value);
-        return 1;
-    }
-    if (fwrite(output, 1, size, stdout) != size || fflush(stdout) != 0)
+    else if (fwrite(output, 1, size, stdout) != size || fflush(stdout) != 0)
         fail("standard output");
     warren_native_free(native);
-    return 0;
+    return value < 0;
 }

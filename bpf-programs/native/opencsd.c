@@ -20,6 +20,9 @@
 #define ZONE_SIZE 16
 #define ZONE_CAPACITY 12
 
+/* struct flfs_call has an odd multiple of four bytes: the LBAs behind it are aligned this way. */
+#define SKEW 4
+
 /* First zones of the areas. Zone 0 is none, so that no LBA is 0. */
 #define SNAPSHOT_ZONE 1
 #define DATA_ZONE (1ULL << 40)
@@ -162,7 +165,7 @@ void bpf_get_call_info(void **call)
     if (!current->call) {
         uint64_t most = sectors(input->size) + sectors(input->data_size) + 2;
         struct flfs_call head = {0};
-        current->call = calloc(1, sizeof(head) + sizeof(struct flfs_write_call) + most * 8);
+        current->call = calloc(1, SKEW + sizeof(head) + sizeof(struct flfs_write_call) + most * 8);
         if (!current->call) {
             *call = NULL;
             return;
@@ -174,8 +177,8 @@ void bpf_get_call_info(void **call)
         head.ino.parent = 1;
         head.ino.type = FLFS_FILE;
         head.ino.size = input->snapshot_size;
-        memcpy(current->call, &head, sizeof(head));
-        uint8_t *at = current->call + sizeof(head);
+        memcpy(current->call + SKEW, &head, sizeof(head));
+        uint8_t *at = current->call + SKEW + sizeof(head);
         if (input->op == FLFS_WRITE_EVENT || input->op == FLFS_WRITE_STREAM)
             at = put_write_call(at);
         if (input->op == FLFS_READ_STREAM)
@@ -183,7 +186,7 @@ void bpf_get_call_info(void **call)
         else
             put_some(at, DATA_ZONE, 0, sectors(input->data_size));
     }
-    *call = current->call;
+    *call = current->call + SKEW;
 }
 
 void bpf_debug(const char *string)

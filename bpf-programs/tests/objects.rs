@@ -68,7 +68,11 @@ fn every_object_is_a_relocatable_bpf_elf_of_modest_size() {
             object.len()
         );
         let code = code_bytes(object);
-        assert!(code > 0 && code % 8 == 0, "{}: {code}", kernel.name);
+        assert!(
+            code > 0 && code.is_multiple_of(8),
+            "{}: {code}",
+            kernel.name
+        );
         assert!(
             code / 8 <= INSTRUCTIONS_MAX,
             "{}: {}",

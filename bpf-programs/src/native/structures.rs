@@ -116,7 +116,7 @@ pub fn bloom_bits(key: u64, hashes: u16) -> impl Iterator<Item = usize> {
     let (first, step) = (mixed as u32, (mixed >> 32) as u32 | 1);
     (0..u32::from(hashes)).map(move |index| {
         let hash = first.wrapping_add(step.wrapping_mul(index));
-        (u64::from(hash) * 4032 >> 32) as usize
+        ((u64::from(hash) * 4032) >> 32) as usize
     })
 }
 
