@@ -83,13 +83,16 @@ pub(super) struct Handle {
     pub(super) views: Views,
 }
 
+/// Handles by inode and number.
+type Shard = RwLock<BTreeMap<(Ino, u64), Arc<Handle>>>;
+
 /// All registrations and the handles they can concern.
 pub(super) struct Registry {
     /// Registrations in all: 0 says that there is nothing to look for.
     active: AtomicUsize,
     changes: Mutex<Owners>,
     attachments: RwLock<HashMap<Ino, Vec<Arc<Attachment>>>>,
-    handles: [RwLock<BTreeMap<(Ino, u64), Arc<Handle>>>; SHARDS],
+    handles: [Shard; SHARDS],
     next_handle: AtomicU64,
 }
 
@@ -355,7 +358,7 @@ impl Registry {
         }
     }
 
-    fn shard(&self, ino: Ino) -> &RwLock<BTreeMap<(Ino, u64), Arc<Handle>>> {
+    fn shard(&self, ino: Ino) -> &Shard {
         &self.handles[ino.0 as usize % SHARDS]
     }
 
