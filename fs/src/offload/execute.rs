@@ -289,7 +289,9 @@ impl Offload {
             return reply(Ok(()));
         }
         let then = move |outcome: Result<()>| reply(outcome.map_err(|error| error.errno()));
-        self.volume.fsync_then(write.ino, Box::new(then));
+        if let Some(lead) = self.volume.fsync_then(write.ino, Box::new(then)) {
+            lead.run();
+        }
     }
 
     fn append(&self, ino: Ino, data: &[u8]) -> Result<()> {

@@ -7,6 +7,8 @@ use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::OnceLock;
 
 use crate::error::{Error, Result};
 use crate::volume::types::Credentials;
@@ -158,31 +160,39 @@ impl ProcessId {
     }
 }
 
-/// What the thread that made a request may do. `uid` and `gid` are those of the request.
+/// The process of the thread that made a request, and what it may do. `uid` and `gid` are those of
+/// the request.
 ///
 /// Privileges count only in the user namespace of this process: in another one they say nothing
 /// about files of this filesystem.
-#[must_use]
-pub(super) fn credentials(thread: u32, uid: u32, gid: u32) -> Credentials {
-    let mut credentials = Credentials {
+///
+/// # Errors
+/// `NoProcess` if the thread is gone.
+pub(super) fn requester(thread: u32, uid: u32, gid: u32) -> Result<(ProcessId, Credentials)> {
+    let status = Status::read(thread).ok_or(Error::NoProcess(thread))?;
+    let process = ProcessId {
+        pid: status.thread_group,
+        started: Stat::read(status.thread_group)
+            .ok_or(Error::NoProcess(thread))?
+            .started,
+    };
+    let privileges = status.capabilities & (CAP_DAC_OVERRIDE | CAP_DAC_READ_SEARCH);
+    let counts = privileges != 0 && same_user_namespace(thread);
+    let credentials = Credentials {
         uid,
         gid,
-        ..Credentials::default()
+        groups: status.groups,
+        overrides: counts && privileges & CAP_DAC_OVERRIDE != 0,
+        reads_all: counts && privileges & CAP_DAC_READ_SEARCH != 0,
     };
-    if let Some(status) = Status::read(thread) {
-        credentials.groups = status.groups;
-        if same_user_namespace(thread) {
-            credentials.overrides = status.capabilities & CAP_DAC_OVERRIDE != 0;
-            credentials.reads_all = status.capabilities & CAP_DAC_READ_SEARCH != 0;
-        }
-    }
-    credentials
+    Ok((process, credentials))
 }
 
 fn same_user_namespace(thread: u32) -> bool {
-    let theirs = fs::read_link(format!("/proc/{thread}/ns/user"));
-    let ours = fs::read_link("/proc/self/ns/user");
-    matches!((theirs, ours), (Ok(theirs), Ok(ours)) if theirs == ours)
+    static OURS: OnceLock<Option<PathBuf>> = OnceLock::new();
+    let ours = OURS.get_or_init(|| fs::read_link("/proc/self/ns/user").ok());
+    let theirs = fs::read_link(format!("/proc/{thread}/ns/user")).ok();
+    theirs.is_some() && theirs == *ours
 }
 
 impl Stat {

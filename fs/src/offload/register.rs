@@ -44,6 +44,7 @@ pub struct SetRequest<'a> {
 /// A registration whose value makes sense.
 pub struct Prepared {
     thread: u32,
+    owner: ProcessId,
     operation: Operation,
     who: Credentials,
     target: Ino,
@@ -96,9 +97,9 @@ fn read_object(file: &FileSnapshot) -> Result<Vec<u8>> {
 }
 
 /// The process a registration is for.
-fn find_owner(thread: u32, who: &Credentials, value: &Value) -> Result<ProcessId> {
+fn find_owner(requester: ProcessId, who: &Credentials, value: &Value) -> Result<ProcessId> {
     let Some(pid) = value.owner else {
-        return ProcessId::of(thread);
+        return Ok(requester);
     };
     let owner = ProcessId::of(pid)?;
     if owner.pid != pid {
@@ -128,11 +129,12 @@ impl Offload {
             return Err(Error::NotPermitted);
         };
         let value = Value::parse(request.value, operation)?;
-        let who = process::credentials(request.thread, request.uid, request.gid);
-        find_owner(request.thread, &who, &value)?;
+        let (process, who) = process::requester(request.thread, request.uid, request.gid)?;
+        let owner = find_owner(process, &who, &value)?;
         let kernel = find_kernel(&self.volume.version(), &who, &value)?;
         Ok(Prepared {
             thread: request.thread,
+            owner,
             operation,
             who,
             target: request.ino,
@@ -167,21 +169,19 @@ impl Offload {
         let device = self.device()?;
         let program = device.load(&read_object(&kernel)?).map_err(load_error)?;
         self.options.verify.check(&program)?;
-        let owner = find_owner(prepared.thread, who, value)?;
-        let held = self.check_handles(prepared.target, owner)?;
-        self.insert(&device, prepared, owner, held, &program, target)
+        let held = self.check_handles(prepared.target, prepared.owner)?;
+        self.insert(&device, prepared, held, &program, target)
     }
 
     fn insert(
         &self,
         device: &Device,
         prepared: Prepared,
-        owner: ProcessId,
         ends_with_handles: bool,
         program: &Arc<LoadedProgram>,
         target: FileSnapshot,
     ) -> Result<()> {
-        let ino = prepared.target;
+        let (ino, owner) = (prepared.target, prepared.owner);
         let registration = Arc::new(Registration {
             number: self.next_registration.fetch_add(1, Ordering::Relaxed),
             ino,

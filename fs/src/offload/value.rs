@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::types::Ino;
 
 /// Most arguments of a kernel.
-pub const ARGUMENTS_MAX: usize = 64;
+pub const ARGUMENTS_MAX: usize = 1024;
 /// Longest time a kernel can ask for, in milliseconds.
 pub const TIMEOUT_MS_MAX: u64 = 60 * 60 * 1000;
 
@@ -275,7 +275,7 @@ mod tests {
             assert!(said.contains(part), "{}: {said}", value.escape_ascii());
         }
         let many = format!("/k;arg={}", vec!["1"; ARGUMENTS_MAX + 1].join(","));
-        assert!(problem(many.as_bytes()).contains("at most 64"));
+        assert!(problem(many.as_bytes()).contains("at most 1024"));
     }
 
     #[test]
