@@ -10,7 +10,7 @@ use crate::device::{Core, Done, LoadedProgram};
 use crate::engine;
 use crate::execution::{End, Instance, nanos};
 use crate::pool::{Owner, Taken};
-use crate::queue::{Job, Lane};
+use crate::queue::{Job, Lane, Tenant};
 use crate::request::{Completion, Failure, Request, Usage};
 use crate::stats::{Counters, Statistics};
 
@@ -48,14 +48,14 @@ impl Inner {
 }
 
 impl Activation {
-    pub(crate) fn new(core: Arc<Core>, program: Arc<LoadedProgram>) -> Activation {
+    pub(crate) fn new(core: Arc<Core>, program: Arc<LoadedProgram>, tenant: Tenant) -> Activation {
         let owner = Owner(core.owners.fetch_add(1, Relaxed));
         Activation {
             inner: Arc::new(Inner {
                 core,
                 program,
                 counters: Counters::default(),
-                lane: Arc::new(Lane::new()),
+                lane: Arc::new(Lane::new(tenant)),
                 owner,
                 ended: AtomicBool::new(false),
             }),

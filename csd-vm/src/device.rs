@@ -13,11 +13,11 @@ use zns_backend::ZonedDevice;
 
 use crate::activation::{Activation, Task};
 use crate::cache::ProgramCache;
-use crate::engine::{Engine, Prepared, ubpf};
+use crate::engine::{self, Engine, Group, Prepared, ubpf};
 use crate::execution::prepare;
 use crate::pool::Pool;
 use crate::program::{self, LinkLimits, Program, helper_name};
-use crate::queue::Queue;
+use crate::queue::{Queue, Tenant};
 use crate::request::{BLOCK_SIZE, Completion, Failure, Request, Usage};
 use crate::stats::{Counters, DeviceCounters, Statistics};
 
@@ -185,6 +185,8 @@ pub(crate) struct Core {
     engine: Box<dyn Engine>,
     pub(crate) pool: Pool,
     pub(crate) stopping: AtomicBool,
+    /// The kernels that run here.
+    pub(crate) group: Group,
     pub(crate) totals: Counters,
     pub(crate) bindings: AtomicU64,
     pub(crate) warm_starts: AtomicU64,
@@ -206,6 +208,7 @@ impl Core {
             engine,
             pool: Pool::new(config.cages_max, config.idle_cages_max),
             stopping: AtomicBool::new(false),
+            group: Group::new(),
             totals: Counters::default(),
             bindings: AtomicU64::new(0),
             warm_starts: AtomicU64::new(0),
@@ -276,11 +279,16 @@ impl Device {
     }
 
     /// Registers an owner of `program`. Cages used by this activation are shared with no other one
-    /// before they are wiped. Between its own executions they keep compiled code, mapped blocks and
-    /// whatever is in heap, stack and output; variables of the program start anew in each.
+    /// before they are wiped; compiled code and mapped blocks are kept between its executions.
     #[must_use]
     pub fn activate(&self, program: &Arc<LoadedProgram>) -> Activation {
-        Activation::new(Arc::clone(&self.core), Arc::clone(program))
+        self.activate_for(program, Tenant::default())
+    }
+
+    /// As [`Device::activate`], of an owner that belongs to `tenant`.
+    #[must_use]
+    pub fn activate_for(&self, program: &Arc<LoadedProgram>, tenant: Tenant) -> Activation {
+        Activation::new(Arc::clone(&self.core), Arc::clone(program), tenant)
     }
 
     /// Queues an execution. `done` is called exactly once, on a worker thread, whatever happens;
@@ -346,12 +354,11 @@ impl Device {
         }
     }
 
-    /// Refuses what is queued, ends what runs at its next call of a helper, or at its deadline,
-    /// waits for that, and ends the workers. Later submissions fail
-    /// with [`Failure::Stopped`]. Dropping the device does the same.
+    /// Refuses what is queued, ends what runs, waits for that, and ends the workers. Later
+    /// submissions fail with [`Failure::Stopped`]. Dropping the device does the same.
     pub fn shutdown(&self) {
         self.core.stopping.store(true, Relaxed);
-        self.queue.stop();
+        self.queue.stop(|| engine::expire(self.core.group));
     }
 }
 

@@ -1,6 +1,7 @@
 //! One execution: a program is made ready in a cage, runs, and its end is told.
 
 use std::os::raw::c_long;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use crate::abi::{DATA_AT, Execution, Places, REQUEST_BYTES, describe};
@@ -213,7 +214,7 @@ impl Instance {
         );
         let exit = match self.compiled.last() {
             Some(compiled) => {
-                let deadline = Deadline::after(time);
+                let deadline = Deadline::after(time).in_group(core.group);
                 compiled
                     .code
                     .run(&mut self.cage, call, &mut execution, deadline)
@@ -223,7 +224,10 @@ impl Instance {
         let mut usage = execution.usage;
         usage.run_ns = nanos(start.elapsed());
         let (emitted, failure) = (execution.emitted, execution.failure.take());
-        let status = status(exit, failure, request);
+        let status = match status(exit, failure, request) {
+            Err(Failure::TimedOut(_)) if core.stopping.load(Relaxed) => Err(Failure::Stopped),
+            status => status,
+        };
         if status.is_ok() {
             usage.bytes_returned = emitted;
             usage.bytes_appended = self.appended.len() as u64;

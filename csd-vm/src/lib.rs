@@ -25,4 +25,5 @@ mod window;
 
 pub use activation::Activation;
 pub use device::{Device, DeviceConfig, DeviceError, Finished, LoadError, LoadedProgram};
+pub use queue::Tenant;
 pub use stats::{DeviceCounters, Statistics};

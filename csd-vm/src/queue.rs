@@ -6,16 +6,21 @@
 //!
 //! Kernels that run long must not hold up other lanes either. Workers cannot be preempted, but
 //! threads can: when jobs wait and no worker has become free for [`PATIENCE`], the supervisor
-//! starts a relief worker, up to twice as many as there are regular ones, and the operating
-//! system shares the processors out among them. Relief workers leave when they find no job.
+//! starts a relief worker, and the operating system shares the processors out among them. Relief
+//! workers serve only lanes of which nothing runs, and only [`RELIEF_PER_TENANT`] of one tenant,
+//! so that nobody's slow kernels take all of them; they leave when they have found nothing to do
+//! for [`LINGER`].
 //!
 //! Every job is either run or, after [`Queue::stop`], refused; none is dropped silently.
 
 use std::cell::Cell;
-use std::collections::VecDeque;
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -24,8 +29,19 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 /// How long jobs wait for a busy worker before a relief worker is started.
 const PATIENCE: Duration = Duration::from_millis(4);
 
-/// Relief workers per regular worker.
-const RELIEF_FACTOR: usize = 2;
+/// How long what is ended is given to end.
+const PAUSE: Duration = Duration::from_millis(1);
+/// How long a relief worker stays without a job, for the next one not to wait for a new worker.
+const LINGER: Duration = Duration::from_millis(100);
+/// Jobs of one tenant that run at once before relief workers leave the rest of them waiting.
+const RELIEF_PER_TENANT: usize = 24;
+/// Most relief workers. There are more cages than workers, for all of them to run.
+const RELIEF_MAX: usize = 96;
+
+/// Who activations belong to, as the host counts users: what one of them runs delays the others
+/// by their share of the processors at most.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Tenant(pub u64);
 
 /// What workers do.
 pub(crate) trait Job: Send + 'static {
@@ -36,16 +52,19 @@ pub(crate) trait Job: Send + 'static {
     fn refuse(self);
 }
 
-/// The jobs of one activation.
+/// The jobs of one activation. What is in here is only touched by who holds the queue's state.
 pub(crate) struct Lane<J> {
-    /// Only locked by who holds the queue's state.
+    tenant: Tenant,
     jobs: Mutex<VecDeque<J>>,
+    running: AtomicUsize,
 }
 
 impl<J> Lane<J> {
-    pub(crate) fn new() -> Lane<J> {
+    pub(crate) fn new(tenant: Tenant) -> Lane<J> {
         Lane {
+            tenant,
             jobs: Mutex::new(VecDeque::new()),
+            running: AtomicUsize::new(0),
         }
     }
 }
@@ -57,6 +76,8 @@ struct State<J> {
     queued: usize,
     /// Jobs handed to workers so far; the supervisor watches it move.
     dispatched: u64,
+    /// Jobs that run, by tenant.
+    running: HashMap<Tenant, usize>,
     /// Workers waiting for a job.
     idle: usize,
     /// Submitters waiting for room in their lane.
@@ -100,6 +121,7 @@ impl<J: Job> Queue<J> {
                 ready: VecDeque::new(),
                 queued: 0,
                 dispatched: 0,
+                running: HashMap::new(),
                 idle: 0,
                 waiting: 0,
                 workers: 0,
@@ -139,9 +161,10 @@ impl<J: Job> Queue<J> {
         (state.queued, state.workers)
     }
 
-    /// Refuses what is queued, waits for what runs, and ends the workers. Called on a worker, it
-    /// leaves that one to end by itself.
-    pub(crate) fn stop(&self) {
+    /// Refuses what is queued, waits for what runs, and ends the workers; `hurry` ends what runs
+    /// now, and is called until nothing does. Called on a worker, it leaves that one to end by
+    /// itself.
+    pub(crate) fn stop(&self, hurry: impl Fn()) {
         let (lanes, threads) = {
             let mut state = self.shared.state.lock();
             state.stopping = true;
@@ -160,6 +183,10 @@ impl<J: Job> Queue<J> {
         }
         let me = thread::current().id();
         for thread in threads {
+            while thread.thread().id() != me && !thread.is_finished() {
+                hurry();
+                thread::sleep(PAUSE);
+            }
             if thread.thread().id() != me && thread.join().is_err() {
                 tracing::error!("a worker of the device ended by a panic");
             }
@@ -169,7 +196,7 @@ impl<J: Job> Queue<J> {
 
 impl<J: Job> Drop for Queue<J> {
     fn drop(&mut self) {
-        self.stop();
+        self.stop(|| {});
     }
 }
 
@@ -205,36 +232,65 @@ impl<J: Job> Shared<J> {
         Ok(())
     }
 
-    /// The next job in turn, if there is any.
-    fn take(&self, state: &mut State<J>) -> Option<J> {
-        let lane = state.ready.pop_front()?;
+    /// Which lane's turn it is; `choosy`: among those that relief workers serve.
+    fn turn(state: &State<J>, choosy: bool) -> Option<usize> {
+        let of_tenant = |tenant| state.running.get(&tenant).copied().unwrap_or(0);
+        state.ready.iter().position(|lane| {
+            !choosy || lane.running.load(Relaxed) == 0 && of_tenant(lane.tenant) < RELIEF_PER_TENANT
+        })
+    }
+
+    /// The next job in turn, if there is any for this worker.
+    fn take(&self, state: &mut State<J>, relief: bool) -> Option<(J, Arc<Lane<J>>)> {
+        // As many workers as there are regular ones may do anything.
+        let choosy = relief && state.workers - state.idle > self.regular;
+        let turn = Self::turn(state, choosy)?;
+        let lane = state.ready.remove(turn)?;
         let mut jobs = lane.jobs.lock();
         let job = jobs.pop_front();
         let (more, full) = (!jobs.is_empty(), jobs.len() + 1 >= self.depth);
         drop(jobs);
         if more {
-            state.ready.push_back(lane);
+            state.ready.push_back(Arc::clone(&lane));
         }
         state.queued -= 1;
         state.dispatched += 1;
+        lane.running.fetch_add(1, Relaxed);
+        *state.running.entry(lane.tenant).or_default() += 1;
         if full && state.waiting > 0 {
             self.room.notify_all();
         }
-        job
+        job.map(|job| (job, lane))
+    }
+
+    /// A job of `lane` has ended.
+    fn ended(state: &mut State<J>, lane: &Lane<J>) {
+        lane.running.fetch_sub(1, Relaxed);
+        if let Entry::Occupied(mut running) = state.running.entry(lane.tenant) {
+            *running.get_mut() -= 1;
+            if *running.get() == 0 {
+                running.remove();
+            }
+        }
     }
 
     fn work(&self, relief: bool) {
         IS_WORKER.set(true);
         let mut state = self.state.lock();
         while !state.stopping {
-            if let Some(job) = self.take(&mut state) {
+            if let Some((job, lane)) = self.take(&mut state, relief) {
                 MutexGuard::unlocked(&mut state, || run_guarded(job));
-            } else if relief {
-                break;
-            } else {
-                state.idle += 1;
+                Self::ended(&mut state, &lane);
+                continue;
+            }
+            state.idle += 1;
+            let idled = relief && self.work.wait_for(&mut state, LINGER).timed_out();
+            if !relief {
                 self.work.wait(&mut state);
-                state.idle -= 1;
+            }
+            state.idle -= 1;
+            if idled {
+                break;
             }
         }
         state.workers -= 1;
@@ -263,8 +319,9 @@ impl<J: Job> Shared<J> {
             }
             let before = state.dispatched;
             self.watch.wait_for(&mut state, PATIENCE);
-            let stuck = state.queued > 0 && state.idle == 0 && state.dispatched == before;
-            if !stuck || state.stopping || state.workers >= self.regular * (1 + RELIEF_FACTOR) {
+            let stuck =
+                state.idle == 0 && state.dispatched == before && Self::turn(&state, true).is_some();
+            if !stuck || state.stopping || state.workers >= self.regular + RELIEF_MAX {
                 continue;
             }
             if let Err(error) = Shared::spawn_worker(self, &mut state, true) {

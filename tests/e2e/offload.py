@@ -652,7 +652,7 @@ def endless_kernels_do_not_keep_others_waiting(bench):
             with contextlib.suppress(OSError):
                 os.pread(fd, 10, 0)
 
-    children = [forked(hog) for _ in range(4)]
+    children = [forked(hog) for _ in range(8)]
     time.sleep(0.2)
     attach(path, upper)
     begun = time.monotonic()

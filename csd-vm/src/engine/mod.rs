@@ -17,7 +17,7 @@ pub mod ubpf;
 mod watchdog;
 
 use cage::{Cage, Layout};
-pub use watchdog::Deadline;
+pub use watchdog::{Deadline, Group, expire};
 
 /// How a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -35,15 +35,64 @@ const OVERDUE: u64 = 1 << 63;
 const REPEAT: Duration = Duration::from_millis(2);
 
 /// A point in time by which a program must have ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Deadline(u64);
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Deadline {
+    at: u64,
+    group: u64,
+}
 
 impl Deadline {
     /// The deadline `time` from now.
     #[must_use]
     pub fn after(time: Duration) -> Deadline {
         let time = u64::try_from(time.as_nanos()).unwrap_or(NONE);
-        Deadline(now().saturating_add(time).min(NONE - 1))
+        Deadline {
+            at: now().saturating_add(time).min(NONE - 1),
+            group: 0,
+        }
+    }
+
+    /// The same for a program of `group`, so that [`expire`] ends it earlier.
+    #[must_use]
+    pub fn in_group(self, group: Group) -> Deadline {
+        Deadline {
+            group: group.0,
+            ..self
+        }
+    }
+}
+
+/// Programs that are ended together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Group(u64);
+
+impl Group {
+    /// A group without programs.
+    #[must_use]
+    pub fn new() -> Group {
+        static GROUPS: AtomicU64 = AtomicU64::new(0);
+        Group(GROUPS.fetch_add(1, Relaxed) + 1)
+    }
+}
+
+impl Default for Group {
+    fn default() -> Group {
+        Group::new()
+    }
+}
+
+/// The time of all programs of `group` that run now is over.
+pub fn expire(group: Group) {
+    for slot in all().filter(|slot| slot.group.load(SeqCst) == group.0) {
+        let deadline = slot.deadline.load(SeqCst);
+        if deadline < NONE {
+            // A program that ends meanwhile needs nothing; one that begins meanwhile may be of
+            // another group, or of this one and too late.
+            let _ = slot.deadline.compare_exchange(deadline, 0, SeqCst, SeqCst);
+        }
+    }
+    if let Some(watchdog) = WATCHDOG.get() {
+        watchdog.unpark();
     }
 }
 
@@ -70,6 +119,8 @@ struct Shared {
     taken: AtomicBool,
     /// [`NONE`], a deadline, or one with the mark [`OVERDUE`].
     deadline: AtomicU64,
+    /// The group of the program; stored before its deadline.
+    group: AtomicU64,
     lent: Mutex<Lent>,
     next: Option<&'static Shared>,
 }
@@ -145,6 +196,7 @@ fn add_slot() -> &'static Shared {
         thread: AtomicI32::new(0),
         taken: AtomicBool::new(true),
         deadline: AtomicU64::new(NONE),
+        group: AtomicU64::new(0),
         lent: Mutex::new(None),
         next: None,
     }));
@@ -174,8 +226,9 @@ impl Slot {
         self.settle();
         // Sequentially consistent, as the watchdog's accesses to the same two are: either it sees
         // our deadline in the look after it announced when it wakes, or we see the announcement.
-        self.shared.deadline.store(deadline.0, SeqCst);
-        if deadline.0 < WAKES_AT.load(SeqCst)
+        self.shared.group.store(deadline.group, SeqCst);
+        self.shared.deadline.store(deadline.at, SeqCst);
+        if deadline.at < WAKES_AT.load(SeqCst)
             && let Some(thread) = WATCHDOG.get()
         {
             thread.unpark();

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use csd_vm::request::Operation;
-use csd_vm::{Device, LoadError, LoadedProgram};
+use csd_vm::{Device, LoadError, LoadedProgram, Tenant};
 
 use super::Offload;
 use super::process::{self, ProcessId};
@@ -188,7 +188,7 @@ impl Offload {
             owner,
             operation: prepared.operation,
             value: prepared.text,
-            activation: device.activate(program),
+            activation: device.activate_for(program, Tenant(u64::from(prepared.who.uid))),
             snapshot: Arc::new(Map(target)),
             arguments: prepared.value.arguments.into(),
             timeout: prepared.value.timeout,

@@ -148,11 +148,12 @@ fn a_deadline_in_a_helper_ends_the_program_when_it_returns() {
         let code = compile(engine, &[call(1), mov(0, 1), exit()], &cage);
         let mut finished = 0;
         let mut helpers = With(|_: &mut Cage, _: u32, _: [u64; 5]| {
-            std::thread::sleep(Duration::from_millis(30));
+            std::thread::sleep(Duration::from_millis(300));
             finished += 1;
             Called::Value(0)
         });
-        let time = Duration::from_millis(3);
+        // Long enough for the program to reach its helper on a busy machine.
+        let time = Duration::from_millis(100);
         let end = code.run(&mut cage, [0, 0], &mut helpers, Deadline::after(time));
         assert_eq!(end, Exit::TimedOut);
         assert_eq!(finished, 1);
