@@ -7,8 +7,8 @@
 //! Dirtiness is a byte per page: clean, dirty, or staged (copied out for a commit that has not reached
 //! the medium yet). Only clean pages lose their frame. A write that fails leaves its pages dirty.
 
+use super::BufferPool;
 use super::state::Latch;
-use super::{BufferPool, PageStore};
 use crate::error::{Error, Result};
 use crate::page::{PAGE_WORDS, PageBuf, PageId, PageRead};
 use std::sync::atomic::Ordering;
@@ -41,7 +41,7 @@ struct Victims {
 
 impl BufferPool {
     /// A frame, evicting and waiting for one as necessary. The caller holds no latch.
-    pub(super) fn frame(&self) -> Result<Frame<'_>> {
+    pub(crate) fn frame(&self) -> Result<Frame<'_>> {
         let since = Instant::now();
         loop {
             if let Some(frame) = self.claim() {

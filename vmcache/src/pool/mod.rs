@@ -296,6 +296,12 @@ impl BufferPool {
         }
     }
 
+    /// Waits a while for the latches on a page to end. The caller holds no latch.
+    pub(crate) fn wait_unlatched(&self, page: PageId) {
+        let state = self.state(page);
+        state.wait(state.load());
+    }
+
     /// Latches a page that is about to be written from scratch, without reading it.
     ///
     /// # Errors
@@ -323,6 +329,22 @@ impl BufferPool {
             state.wait(seen);
         }
         Ok(Exclusive { pool: self, page })
+    }
+
+    /// Drops the contents of a page that nobody needs any more, without writing them. The caller holds
+    /// no latch.
+    pub(crate) fn drop_page(&self, page: PageId) {
+        let state = self.state(page);
+        loop {
+            let seen = state.load();
+            if seen.latch() == Latch::Evicted {
+                return;
+            }
+            if state.try_exclusive(seen) {
+                return Exclusive { pool: self, page }.discard();
+            }
+            state.wait(seen);
+        }
     }
 
     /// Reads an evicted page into memory; on return it was resident for a moment at least.

@@ -5,9 +5,11 @@
 //! may survive a crash.
 
 mod file;
+mod memory;
 mod uring;
 
 pub use file::FileStorage;
+pub use memory::MemoryStorage;
 
 use std::io;
 
