@@ -197,9 +197,9 @@ impl Allocator {
         state.page_count - state.free_count
     }
 
-    /// Whether the bitmap pages are out of date.
-    pub(crate) fn is_changed(&self) -> bool {
-        !self.state.lock().changed.is_empty()
+    /// Pages in use that hold no tree: the meta page and the bitmaps.
+    pub(crate) fn reserved_count(&self) -> u64 {
+        1 + self.page_count().div_ceil(GROUP_PAGES)
     }
 
     /// Brings the bitmap pages up to date; nobody allocates meanwhile.

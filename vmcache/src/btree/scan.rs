@@ -90,6 +90,11 @@ impl Cursor {
         }
     }
 
+    /// Ends the scan, as it cannot go on.
+    pub(crate) fn stop(&mut self) {
+        self.done = true;
+    }
+
     /// The first entry that is left.
     pub(crate) fn next(&mut self, space: &Space) -> Result<Option<Entry>> {
         while !self.done {

@@ -240,7 +240,8 @@ impl BufferPool {
             let seen = state.load();
             match seen.latch() {
                 Latch::Evicted => return None,
-                _ if state.try_shared(seen) => {
+                // Not held up by those who wait, since they may wait for a thread that waits for this one.
+                _ if state.try_shared_before_waiters(seen) => {
                     let staged = self.dirtiness(page);
                     let staged = staged.compare_exchange(
                         DIRTY,

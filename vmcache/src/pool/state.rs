@@ -134,15 +134,17 @@ impl PageState {
     ///
     /// Refused while somebody waits, so that readers in turn do not keep a writer out.
     pub(super) fn try_shared(&self, seen: Word) -> bool {
-        match seen.latch() {
-            Latch::Unlocked | Latch::Marked => {
-                self.change(seen, seen.with_state(SHARED_BY_NONE + 1))
-            }
-            Latch::Shared(count) if !seen.has_waiters() && SHARED_BY_NONE + count < SHARED_MAX => {
-                self.change(seen, seen.with_state(SHARED_BY_NONE + count + 1))
-            }
-            _ => false,
-        }
+        !seen.has_waiters() && self.try_shared_before_waiters(seen)
+    }
+
+    /// [`PageState::try_shared`] for those who cannot wait for the waiters.
+    pub(super) fn try_shared_before_waiters(&self, seen: Word) -> bool {
+        let count = match seen.latch() {
+            Latch::Unlocked | Latch::Marked => 0,
+            Latch::Shared(count) if SHARED_BY_NONE + count < SHARED_MAX => count,
+            _ => return false,
+        };
+        self.change(seen, seen.with_state(SHARED_BY_NONE + count + 1))
     }
 
     /// Marks an unlocked page for eviction at the clock's next pass.
