@@ -6,6 +6,7 @@
 //! freed may be used again at once: the state of the last commit is kept elsewhere until the next one
 //! is durable (see [`crate::commit`]).
 
+use crate::btree::Reference;
 use crate::error::{Error, Result};
 use crate::page::{HEADER_BYTES, Kind, PAGE_BYTES, PageBuf, PageId, PageRead};
 use crate::pool::BufferPool;
@@ -27,6 +28,20 @@ pub(crate) struct Space {
     pub(crate) pages: Allocator,
     /// The next value's stamp: see [`crate::btree`] on overflow pages.
     pub(crate) stamp: AtomicU64,
+    /// Removed values whose pages could not be read to be given back.
+    pub(crate) unfreed: Mutex<Vec<Reference>>,
+}
+
+impl Space {
+    /// `stamp` is random, so that no stamp comes twice in the life of a file.
+    pub(crate) fn new(pool: BufferPool, pages: Allocator, stamp: u64) -> Space {
+        Space {
+            pool,
+            pages,
+            stamp: AtomicU64::new(stamp),
+            unfreed: Mutex::new(Vec::new()),
+        }
+    }
 }
 
 /// Which pages are in use.

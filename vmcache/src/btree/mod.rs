@@ -27,6 +27,7 @@ mod scan;
 pub(crate) use bulk::BulkLoad;
 pub use check::TreeStats;
 pub(crate) use insert::check_lengths;
+pub(crate) use overflow::{Reference, free_again};
 pub(crate) use scan::{Cursor, Span};
 
 use crate::error::{Error, Result};
@@ -34,7 +35,6 @@ use crate::page::{Kind, PAGE_BYTES, PageBuf, PageId};
 use crate::pool::{BufferPool, Changed};
 use crate::space::Space;
 use edit::{ENTRY_BYTES_MAX, NodeBuf};
-use overflow::Reference;
 
 /// Longest key.
 pub const KEY_BYTES_MAX: usize = 1024;

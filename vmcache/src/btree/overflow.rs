@@ -27,7 +27,7 @@ const REFERENCE_BYTES: usize = 20;
 
 /// Where a long value is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Reference {
+pub(crate) struct Reference {
     first: PageId,
     len: u32,
     stamp: u64,
@@ -111,13 +111,26 @@ fn give_back(space: &Space, pages: &[PageId]) {
 
 /// Gives back the pages of a value that is no longer, or never became, part of a tree.
 ///
-/// If the chain cannot be walked, the rest of its pages stays allocated, which the checker reports.
+/// If the chain cannot be read at the moment, this is done before the next commit; if it is damaged, the
+/// rest of its pages stays allocated, which the checker reports.
 pub(super) fn free(space: &Space, reference: Reference) {
     let mut pages = Vec::new();
-    if let Err(error) = walk(space, reference, |page, _| pages.push(page)) {
-        tracing::warn!(%error, first = reference.first.0, "overflow pages of a removed value stay allocated");
+    match walk(space, reference, |page, _| pages.push(page)) {
+        Ok(()) => {}
+        Err(error @ Error::Damaged { .. }) => {
+            tracing::warn!(%error, "pages of a removed value stay allocated");
+        }
+        Err(_) => return space.unfreed.lock().push(reference),
     }
     give_back(space, &pages);
+}
+
+/// Gives back what [`free`] could not read before.
+pub(crate) fn free_again(space: &Space) {
+    let references = std::mem::take(&mut *space.unfreed.lock());
+    references
+        .into_iter()
+        .for_each(|reference| free(space, reference));
 }
 
 /// Calls `visit` with each page of the chain and a copy of it.

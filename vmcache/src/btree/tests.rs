@@ -9,7 +9,6 @@ use rand::{Rng, SeedableRng};
 use std::collections::{BTreeMap, HashSet};
 use std::ops::Bound;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 
 type Model = BTreeMap<Vec<u8>, Vec<u8>>;
 
@@ -21,11 +20,7 @@ fn space(frames_max: usize) -> Space {
         check: check_page,
     };
     let pool = BufferPool::new(store, options).unwrap();
-    Space {
-        pool,
-        pages: Allocator::new(1 << 20),
-        stamp: AtomicU64::new(1),
-    }
+    Space::new(pool, Allocator::new(1 << 20), 1)
 }
 
 /// Keys of very different lengths, many with long common prefixes.

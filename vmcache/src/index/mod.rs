@@ -143,11 +143,7 @@ impl IndexFile {
             (pages, trees.collect(), meta.commit)
         };
         let shared = Shared {
-            space: Space {
-                pool,
-                pages,
-                stamp: AtomicU64::new(random_id()),
-            },
+            space: Space::new(pool, pages, random_id()),
             method,
             gate: RwLock::new(()),
             group: Group::default(),
@@ -355,6 +351,7 @@ impl Shared {
     /// Brings the bitmap and meta pages up to date; returns the number of pages of the file.
     fn prepare(&self, number: u64) -> Result<u64> {
         let Space { pool, pages, .. } = &self.space;
+        btree::free_again(&self.space);
         pages.store(pool)?;
         let trees = self.trees.lock();
         let meta = Meta {
