@@ -19,6 +19,8 @@ const PAGE_COUNT_AT: usize = 48;
 const TREE_COUNT_AT: usize = 56;
 const TREES_AT: usize = 64;
 const TREE_BYTES: usize = 64;
+/// Commits are counted to here at most, which no file lives to see.
+pub(crate) const COMMIT_MAX: u64 = 1 << 62;
 /// Longest name of a tree.
 pub const TREE_NAME_BYTES_MAX: usize = 47;
 /// Most trees in a file.
@@ -66,6 +68,9 @@ impl Meta {
         }
         if page.u32_at(VERSION_AT) != VERSION || page.u32_at(PAGE_BYTES_AT) != PAGE_BYTES as u32 {
             return Err(Error::Format("the version or page size is not supported"));
+        }
+        if page.u64_at(COMMIT_AT) > COMMIT_MAX {
+            return Err(Error::Format("the number of the last commit is impossible"));
         }
         let count = page.u32_at(TREE_COUNT_AT) as usize;
         if count > TREES_MAX {

@@ -106,6 +106,11 @@ impl BTree {
         let found = leaf.read(|view| Node(view).search(key))?;
         let mut page = latch(leaf)?;
         let mut node = NodeBuf::from_image(page.view().to_buf());
+        if !node.node().covers(key) {
+            return Err(damaged(leaf.page())(
+                "it does not cover the keys that its parent says",
+            ));
+        }
         let (done, former) = match found {
             Ok(index) => {
                 let former = Former::of(&node, index, leaf.page())?;

@@ -18,6 +18,7 @@
 //! return nonsense then, which the reader's latch does not validate. For an image that comes from the
 //! medium [`check_image`] makes sure that offsets stay inside the page.
 
+use super::KEY_BYTES_MAX;
 use crate::page::{Kind, PAGE_BYTES, PageBuf, PageId, PageRead};
 use std::cmp::Ordering;
 
@@ -234,7 +235,8 @@ impl<P: PageRead> Node<'_, P> {
     }
 }
 
-/// Whether the node's offsets and lengths stay inside the page and add up, so that it can be changed.
+/// Whether the node's offsets and lengths stay inside the page, add up, and its keys are in order, so
+/// that it can be searched and changed.
 pub(super) fn check_image(page: &PageBuf) -> Result<(), &'static str> {
     let node = Node(page);
     if page.kind() != Kind::Node as u8 {
@@ -245,33 +247,70 @@ pub(super) fn check_image(page: &PageBuf) -> Result<(), &'static str> {
     if count > SLOTS_MAX || node.heap_start() < slots_end || node.heap_start() > PAGE_BYTES {
         return Err("a node's slots and heap overlap");
     }
-    let inside =
-        |at: usize, len: usize| len == 0 || (at >= node.heap_start() && at + len <= PAGE_BYTES);
-    let (lower_len, upper_len) = (node.field(LOWER_AT + 2), page.u16_at(UPPER_AT + 2));
-    let upper_bytes = if upper_len == NO_FENCE {
-        0
-    } else {
-        usize::from(upper_len)
-    };
-    if !inside(node.field(LOWER_AT), lower_len) || !inside(node.field(UPPER_AT), upper_bytes) {
-        return Err("a node's fence lies outside its heap");
-    }
-    if node.prefix_len() > lower_len.min(upper_bytes) {
-        return Err("a node's prefix is longer than its fences");
-    }
-    let mut used = lower_len + upper_bytes;
-    for index in 0..count {
-        let bytes = node.rest_len(index) + node.value_len(index);
-        if !inside(node.key_at(index), bytes) {
-            return Err("a node's entry lies outside its heap");
-        }
-        if !node.is_leaf() && node.value_len(index) != 8 {
-            return Err("an inner node's entry is not a child");
-        }
-        used += bytes;
-    }
+    let fence_bytes = check_fences(node)?;
+    let entry_bytes = (0..count)
+        .map(|index| check_entry(node, index))
+        .sum::<Result<usize, _>>()?;
+    let used = fence_bytes + entry_bytes;
     if used != node.heap_used() || used > PAGE_BYTES - node.heap_start() {
         return Err("a node's entries overlap");
     }
     Ok(())
+}
+
+fn is_in_heap<P: PageRead>(node: Node<'_, P>, at: usize, len: usize) -> bool {
+    len == 0 || (at >= node.heap_start() && at + len <= PAGE_BYTES)
+}
+
+/// Checks the fences and returns their bytes.
+fn check_fences(node: Node<'_, PageBuf>) -> Result<usize, &'static str> {
+    let lower_len = node.field(LOWER_AT + 2);
+    let upper_len = match node.0.u16_at(UPPER_AT + 2) {
+        NO_FENCE => 0,
+        len => usize::from(len),
+    };
+    let inside = is_in_heap(node, node.field(LOWER_AT), lower_len)
+        && is_in_heap(node, node.field(UPPER_AT), upper_len);
+    if !inside || lower_len.max(upper_len) > KEY_BYTES_MAX {
+        return Err("a node's fence is too long or lies outside its heap");
+    }
+    if node.prefix_len() > lower_len.min(upper_len) {
+        return Err("a node's prefix is longer than its fences");
+    }
+    Ok(lower_len + upper_len)
+}
+
+/// Checks an entry by itself and against the one before, and returns its bytes in the heap.
+fn check_entry(node: Node<'_, PageBuf>, index: usize) -> Result<usize, &'static str> {
+    let bytes = node.rest_len(index) + node.value_len(index);
+    let inside = is_in_heap(node, node.key_at(index), bytes);
+    if !inside || node.prefix_len() + node.rest_len(index) > KEY_BYTES_MAX {
+        return Err("a node's entry is too long or lies outside its heap");
+    }
+    if !node.is_leaf() && node.value_len(index) != 8 {
+        return Err("an inner node's entry is not a child");
+    }
+    if node.head(index) != head_of(node.rest_bytes(index)) {
+        return Err("a key's head is not the start of the key");
+    }
+    if index > 0 && node.rest_bytes(index - 1) >= node.rest_bytes(index) {
+        return Err("a node's keys are not in order");
+    }
+    Ok(bytes)
+}
+
+impl Node<'_, PageBuf> {
+    /// The bytes of a key after the prefix, inside the page as was checked.
+    fn rest_bytes(&self, index: usize) -> &[u8] {
+        let at = self.key_at(index);
+        self.0
+            .bytes()
+            .get(at..at + self.rest_len(index))
+            .unwrap_or_default()
+    }
+
+    /// Whether `key` lies between the fences.
+    pub(super) fn covers(&self, key: &[u8]) -> bool {
+        self.lower().as_slice() <= key && self.upper().is_none_or(|upper| key < upper.as_slice())
+    }
 }

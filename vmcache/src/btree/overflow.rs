@@ -139,6 +139,12 @@ pub(super) fn walk(
     reference: Reference,
     mut visit: impl FnMut(PageId, &PageBuf),
 ) -> Result<()> {
+    if reference.pages() as u64 > space.pages.page_count() {
+        return Err(Error::damaged(
+            reference.first,
+            "its value is longer than the file",
+        ));
+    }
     let mut page = reference.first;
     let mut left = reference.len as usize;
     for _ in 0..reference.pages() {

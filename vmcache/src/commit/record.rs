@@ -13,6 +13,7 @@
 //! checksum of the descriptor before, and every image has the checksum that it lists. Whatever an
 //! earlier use of the file left behind has another generation.
 
+use crate::meta::COMMIT_MAX;
 use crate::page::{PAGE_BYTES, PageBuf, PageId, PageRead};
 
 const HEADER_MAGIC: u64 = u64::from_le_bytes(*b"vmc-log\0");
@@ -55,7 +56,8 @@ impl Header {
     pub(super) fn decode(block: &PageBuf) -> Option<Header> {
         let valid = block.u32_at(0) == block.checksum()
             && block.u32_at(4) == VERSION
-            && block.u64_at(8) == HEADER_MAGIC;
+            && block.u64_at(8) == HEADER_MAGIC
+            && block.u64_at(24) <= COMMIT_MAX;
         valid.then(|| Header {
             file_id: block.u64_at(16),
             generation: block.u64_at(24),
@@ -101,6 +103,7 @@ impl Batch {
         let count = block.u32_at(4) as usize;
         let valid = block.u32_at(0) == block.checksum()
             && block.u64_at(8) == BATCH_MAGIC
+            && block.u64_at(40) <= COMMIT_MAX
             && count <= BATCH_PAGES_MAX;
         if !valid {
             return None;

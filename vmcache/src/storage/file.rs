@@ -60,6 +60,23 @@ impl FileStorage {
             .open(path)
     }
 
+    /// Reads what is left of a transfer of which `done` bytes are there.
+    fn read_rest(&self, offset: u64, into: &mut [u8], done: usize) -> io::Result<()> {
+        let len = into.len() as u64;
+        let read = self
+            .file
+            .read_exact_at(&mut into[done..], offset + done as u64);
+        match read {
+            // Past an end that is no multiple of a block, a direct read is not even attempted.
+            Err(error)
+                if error.raw_os_error() == Some(libc::EINVAL) && offset + len > self.len()? =>
+            {
+                Err(io::ErrorKind::UnexpectedEof.into())
+            }
+            read => read,
+        }
+    }
+
     /// Whether transfers bypass the page cache.
     #[must_use]
     pub fn is_direct(&self) -> bool {
@@ -88,7 +105,7 @@ impl Storage for FileStorage {
     }
 
     fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
-        self.file.read_exact_at(into, offset)
+        self.read_rest(offset, into, 0)
     }
 
     fn write_at(&self, offset: u64, from: &[u8]) -> io::Result<()> {

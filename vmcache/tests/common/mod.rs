@@ -36,12 +36,12 @@ struct State {
 
 /// A disk with three files.
 #[derive(Clone, Default)]
-pub struct Disk {
+pub(crate) struct Disk {
     state: Arc<Mutex<State>>,
 }
 
 /// One of the files.
-pub struct DiskFile {
+pub(crate) struct DiskFile {
     disk: Disk,
     which: usize,
 }
@@ -54,7 +54,7 @@ fn put(bytes: &mut Vec<u8>, offset: usize, from: &[u8]) {
 }
 
 impl Disk {
-    pub fn file(&self, which: usize) -> Arc<dyn Storage> {
+    pub(crate) fn file(&self, which: usize) -> Arc<dyn Storage> {
         Arc::new(DiskFile {
             disk: self.clone(),
             which,
@@ -62,37 +62,33 @@ impl Disk {
     }
 
     /// Writes and syncs so far.
-    pub fn operations(&self) -> u64 {
+    pub(crate) fn operations(&self) -> u64 {
         self.state.lock().unwrap().operations
     }
 
     /// Cuts the power in the given write or sync, counted from now.
-    pub fn cut_after(&self, operations: u64) {
+    pub(crate) fn cut_after(&self, operations: u64) {
         let mut state = self.state.lock().unwrap();
         state.cut_at = Some(state.operations + operations);
     }
 
-    pub fn is_cut(&self) -> bool {
-        self.state.lock().unwrap().is_cut
-    }
-
-    pub fn fail_writes(&self, percent: u32, seed: u64) {
+    pub(crate) fn fail_writes(&self, percent: u32, seed: u64) {
         let mut state = self.state.lock().unwrap();
         state.failures_percent = percent;
         state.failures = Some(StdRng::seed_from_u64(seed));
     }
 
-    pub fn flip_byte(&self, which: usize, at: usize, bits: u8) {
+    pub(crate) fn flip_byte(&self, which: usize, at: usize, bits: u8) {
         let mut state = self.state.lock().unwrap();
         state.files[which].current[at] ^= bits;
         state.files[which].durable[at] ^= bits;
     }
 
-    pub fn bytes(&self, which: usize) -> Vec<u8> {
+    pub(crate) fn bytes(&self, which: usize) -> Vec<u8> {
         self.state.lock().unwrap().files[which].current.clone()
     }
 
-    pub fn set_bytes(&self, which: usize, bytes: Vec<u8>) {
+    pub(crate) fn set_bytes(&self, which: usize, bytes: Vec<u8>) {
         let mut state = self.state.lock().unwrap();
         state.files[which] = File {
             durable: bytes.clone(),
@@ -102,7 +98,7 @@ impl Disk {
     }
 
     /// What is on the disk when the power comes back.
-    pub fn after_cut(&self, seed: u64) -> Disk {
+    pub(crate) fn after_cut(&self, seed: u64) -> Disk {
         let mut rng = StdRng::seed_from_u64(seed);
         // From losing everything that was not synced to losing nothing.
         let kept = [0.0, 0.1, 0.5, 0.9, 1.0][rng.random_range(0..5)];
