@@ -234,7 +234,7 @@ pub trait PageRead {
         len.cmp(&other.len())
     }
 
-    /// What the page says it is used for: a number of [`Kind`].
+    /// What the page says it is used for; zero for a page that was never used.
     #[inline]
     fn kind(&self) -> u8 {
         self.u8_at(KIND_AT)

@@ -27,7 +27,7 @@ fn key(number: usize) -> Vec<u8> {
 
 /// A value whose every part tells its version, of a length that takes overflow pages now and then.
 fn value(number: usize, version: u64) -> Vec<u8> {
-    let words = if version % 17 == 0 {
+    let words = if version.is_multiple_of(17) {
         1500
     } else {
         1 + (version as usize + number) % 60

@@ -34,7 +34,7 @@ fn key(number: u32) -> Vec<u8> {
 fn value(number: u32) -> Vec<u8> {
     vec![
         number as u8;
-        if number % 500 == 0 {
+        if number.is_multiple_of(500) {
             9000
         } else {
             20 + number as usize % 70
