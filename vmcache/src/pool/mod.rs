@@ -18,6 +18,9 @@ mod guard;
 mod mapping;
 mod resident;
 mod state;
+#[cfg(test)]
+mod state_tests;
+mod sync;
 
 pub use guard::{Changed, Exclusive, Optimistic, PageView, Shared};
 
@@ -145,7 +148,7 @@ struct Counters {
 /// A buffer pool; see the module's text.
 pub struct BufferPool {
     frames: Mapping<AtomicU64>,
-    states: Mapping<PageState>,
+    states: Mapping<AtomicU64>,
     /// Per page clean, dirty or staged: see [`evict`].
     dirtiness: Mapping<AtomicU8>,
     resident: ResidentSet,
@@ -206,8 +209,8 @@ impl BufferPool {
     }
 
     #[inline]
-    fn state(&self, page: PageId) -> &PageState {
-        &self.states[page.0 as usize]
+    fn state(&self, page: PageId) -> PageState<'_> {
+        PageState(&self.states[page.0 as usize])
     }
 
     fn dirtiness(&self, page: PageId) -> &AtomicU8 {
@@ -269,7 +272,7 @@ impl BufferPool {
     /// # Errors
     /// As [`BufferPool::optimistic`].
     pub fn shared(&self, page: PageId) -> Result<Shared<'_>> {
-        self.latch(page, PageState::try_shared)?;
+        self.latch(page, |state, seen| state.try_shared(seen))?;
         Ok(Shared { pool: self, page })
     }
 
@@ -279,11 +282,11 @@ impl BufferPool {
     /// # Errors
     /// As [`BufferPool::optimistic`].
     pub fn exclusive(&self, page: PageId) -> Result<Exclusive<'_>> {
-        self.latch(page, PageState::try_exclusive)?;
+        self.latch(page, |state, seen| state.try_exclusive(seen))?;
         Ok(Exclusive { pool: self, page })
     }
 
-    fn latch(&self, page: PageId, attempt: fn(&PageState, state::Word) -> bool) -> Result<()> {
+    fn latch(&self, page: PageId, attempt: fn(PageState<'_>, state::Word) -> bool) -> Result<()> {
         self.in_range(page)?;
         let state = self.state(page);
         loop {

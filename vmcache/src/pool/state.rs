@@ -20,9 +20,7 @@
 //! ends the latch clears the bit with the same store and wakes all. The park re-examines the word under
 //! the parking lot's own lock, which the waker takes after its store, so no wake-up is lost.
 
-use parking_lot_core::{DEFAULT_PARK_TOKEN, DEFAULT_UNPARK_TOKEN};
-use std::sync::atomic::{AtomicU64, Ordering, fence};
-use zerocopy::FromZeros;
+use super::sync::{AtomicU64, Ordering, fence, park, spin, unpark_all};
 
 const STATE_SHIFT: u32 = 56;
 const VERSION_MASK: u64 = (1 << STATE_SHIFT) - 1;
@@ -32,8 +30,8 @@ const EVICTED: u64 = 0;
 const UNLOCKED: u64 = 1;
 const MARKED: u64 = 2;
 const EXCLUSIVE: u64 = 3;
-const SHARED_BY_NONE: u64 = 3;
-const SHARED_MAX: u64 = 127;
+pub(super) const SHARED_BY_NONE: u64 = 3;
+pub(super) const SHARED_MAX: u64 = 127;
 
 /// Rounds of spinning before a thread parks: about as long as a change to a page takes.
 const SPINS: u32 = 40;
@@ -82,32 +80,31 @@ impl Word {
 }
 
 /// The state word of one page.
-#[derive(Debug, FromZeros)]
-#[repr(transparent)]
-pub(super) struct PageState(AtomicU64);
+#[derive(Clone, Copy, Debug)]
+pub(super) struct PageState<'a>(pub(super) &'a AtomicU64);
 
-impl PageState {
+impl PageState<'_> {
     #[inline]
-    pub(super) fn load(&self) -> Word {
+    pub(super) fn load(self) -> Word {
         Word(self.0.load(Ordering::Acquire))
     }
 
     /// Whether everything read since `version` was noted, with no exclusive latch, is of one piece.
     #[inline]
-    pub(super) fn validate(&self, version: u64) -> bool {
+    pub(super) fn validate(self, version: u64) -> bool {
         fence(Ordering::Acquire);
         let word = Word(self.0.load(Ordering::Relaxed));
         word.version() == version && !matches!(word.latch(), Latch::Exclusive | Latch::Evicted)
     }
 
     #[inline]
-    fn change(&self, seen: Word, new: Word) -> bool {
+    fn change(self, seen: Word, new: Word) -> bool {
         self.0
             .compare_exchange(seen.0, new.0, Ordering::Acquire, Ordering::Relaxed)
             .is_ok()
     }
 
-    fn enter_exclusive(&self, seen: Word) -> bool {
+    fn enter_exclusive(self, seen: Word) -> bool {
         let entered = self.change(seen, seen.with_state(EXCLUSIVE));
         // Orders the latch before the data that its holder stores: see the module's text.
         fence(Ordering::Release);
@@ -115,17 +112,17 @@ impl PageState {
     }
 
     /// Latches an unlocked or marked page exclusively, if the word is still `seen`.
-    pub(super) fn try_exclusive(&self, seen: Word) -> bool {
+    pub(super) fn try_exclusive(self, seen: Word) -> bool {
         matches!(seen.latch(), Latch::Unlocked | Latch::Marked) && self.enter_exclusive(seen)
     }
 
     /// Latches an evicted page exclusively, to bring it in.
-    pub(super) fn try_fault(&self, seen: Word) -> bool {
+    pub(super) fn try_fault(self, seen: Word) -> bool {
         seen.latch() == Latch::Evicted && self.enter_exclusive(seen)
     }
 
     /// Turns the only shared latch into an exclusive one.
-    pub(super) fn try_upgrade(&self) -> bool {
+    pub(super) fn try_upgrade(self) -> bool {
         let seen = self.load();
         seen.latch() == Latch::Shared(1) && self.enter_exclusive(seen)
     }
@@ -133,12 +130,12 @@ impl PageState {
     /// Latches a resident page shared, if the word is still `seen`.
     ///
     /// Refused while somebody waits, so that readers in turn do not keep a writer out.
-    pub(super) fn try_shared(&self, seen: Word) -> bool {
+    pub(super) fn try_shared(self, seen: Word) -> bool {
         !seen.has_waiters() && self.try_shared_before_waiters(seen)
     }
 
     /// [`PageState::try_shared`] for those who cannot wait for the waiters.
-    pub(super) fn try_shared_before_waiters(&self, seen: Word) -> bool {
+    pub(super) fn try_shared_before_waiters(self, seen: Word) -> bool {
         let count = match seen.latch() {
             Latch::Unlocked | Latch::Marked => 0,
             Latch::Shared(count) if SHARED_BY_NONE + count < SHARED_MAX => count,
@@ -148,26 +145,26 @@ impl PageState {
     }
 
     /// Marks an unlocked page for eviction at the clock's next pass.
-    pub(super) fn try_mark(&self, seen: Word) -> bool {
+    pub(super) fn try_mark(self, seen: Word) -> bool {
         seen.latch() == Latch::Unlocked && self.change(seen, seen.with_state(MARKED))
     }
 
     /// Takes the mark off again, since the page is in use.
-    pub(super) fn try_unmark(&self, seen: Word) -> bool {
+    pub(super) fn try_unmark(self, seen: Word) -> bool {
         seen.latch() == Latch::Marked && self.change(seen, seen.with_state(UNLOCKED))
     }
 
     /// Ends an exclusive latch; the page stays resident.
-    pub(super) fn release_exclusive(&self) {
+    pub(super) fn release_exclusive(self) {
         self.end_exclusive(UNLOCKED);
     }
 
     /// Ends an exclusive latch; the page is no longer, or did not become, resident.
-    pub(super) fn release_evicted(&self) {
+    pub(super) fn release_evicted(self) {
         self.end_exclusive(EVICTED);
     }
 
-    fn end_exclusive(&self, state: u64) {
+    fn end_exclusive(self, state: u64) {
         let mut seen = Word(self.0.load(Ordering::Relaxed));
         debug_assert_eq!(seen.latch(), Latch::Exclusive);
         // Only the waiters bit can change under an exclusive latch.
@@ -183,7 +180,7 @@ impl PageState {
     }
 
     /// Ends a shared latch.
-    pub(super) fn release_shared(&self) {
+    pub(super) fn release_shared(self) {
         let mut seen = Word(self.0.load(Ordering::Relaxed));
         loop {
             let Latch::Shared(count) = seen.latch() else {
@@ -205,12 +202,12 @@ impl PageState {
 
     /// Returns once the word may differ from `seen`; at once if that was not latched.
     #[cold]
-    pub(super) fn wait(&self, seen: Word) {
+    pub(super) fn wait(self, seen: Word) {
         if !matches!(seen.latch(), Latch::Exclusive | Latch::Shared(_)) {
             return;
         }
         for _ in 0..SPINS {
-            std::hint::spin_loop();
+            spin();
             if self.load() != seen {
                 return;
             }
@@ -219,104 +216,12 @@ impl PageState {
         if seen != waiting && !self.change(seen, waiting) {
             return;
         }
-        // SAFETY: the key is the address of this word, which this crate alone parks on; the callbacks
-        // neither panic nor use the parking lot.
-        unsafe {
-            parking_lot_core::park(
-                self.key(),
-                || self.0.load(Ordering::Relaxed) == waiting.0,
-                || {},
-                |_, _| {},
-                DEFAULT_PARK_TOKEN,
-                None,
-            );
-        }
+        park(self.0, || self.0.load(Ordering::Relaxed) == waiting.0);
     }
 
-    fn wake_if(&self, waiters: bool) {
+    fn wake_if(self, waiters: bool) {
         if waiters {
-            // SAFETY: as in `wait`.
-            unsafe { parking_lot_core::unpark_all(self.key(), DEFAULT_UNPARK_TOKEN) };
+            unpark_all(self.0);
         }
-    }
-
-    fn key(&self) -> usize {
-        std::ptr::from_ref(&self.0).addr()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn unlocked() -> PageState {
-        let state = PageState(AtomicU64::new(0));
-        assert!(state.try_fault(state.load()));
-        state.release_exclusive();
-        state
-    }
-
-    #[test]
-    fn fresh_memory_is_an_evicted_page_of_version_zero() {
-        let state = PageState(AtomicU64::new(0));
-        assert_eq!(
-            (state.load().latch(), state.load().version()),
-            (Latch::Evicted, 0)
-        );
-        assert!(!state.try_exclusive(state.load()) && !state.try_shared(state.load()));
-    }
-
-    #[test]
-    fn only_the_end_of_an_exclusive_latch_changes_the_version() {
-        let state = unlocked();
-        let version = state.load().version();
-        assert!(state.try_shared(state.load()) && state.try_shared(state.load()));
-        assert_eq!(state.load().latch(), Latch::Shared(2));
-        assert!(state.validate(version) && !state.try_upgrade());
-        state.release_shared();
-        state.release_shared();
-        assert!(state.try_mark(state.load()) && state.validate(version));
-        assert!(state.try_unmark(state.load()) && state.validate(version));
-        assert!(state.try_exclusive(state.load()) && !state.validate(version));
-        state.release_exclusive();
-        assert!(!state.validate(version) && state.validate(version + 1));
-    }
-
-    #[test]
-    fn shared_latches_are_counted_up_to_the_field_and_refused_beyond() {
-        let state = unlocked();
-        let held = (0..1000)
-            .take_while(|_| state.try_shared(state.load()))
-            .count();
-        assert_eq!(held as u64, SHARED_MAX - SHARED_BY_NONE);
-        (0..held).for_each(|_| state.release_shared());
-        assert_eq!(state.load().latch(), Latch::Unlocked);
-    }
-
-    #[test]
-    fn waiters_wake_when_the_latch_ends_and_counters_under_it_do_not_race() {
-        let state = unlocked();
-        let total = AtomicU64::new(0);
-        std::thread::scope(|scope| {
-            for _ in 0..4 {
-                scope.spawn(|| {
-                    for round in 0..2000 {
-                        let mut seen = state.load();
-                        while !state.try_exclusive(seen) {
-                            state.wait(seen);
-                            seen = state.load();
-                        }
-                        let value = total.load(Ordering::Relaxed);
-                        if round % 64 == 0 {
-                            std::thread::yield_now();
-                        }
-                        total.store(value + 1, Ordering::Relaxed);
-                        state.release_exclusive();
-                    }
-                });
-            }
-        });
-        assert_eq!(total.into_inner(), 8000);
-        assert_eq!(state.load().latch(), Latch::Unlocked);
     }
 }
