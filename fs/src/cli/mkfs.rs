@@ -64,6 +64,16 @@ struct Shape {
     size: Option<u64>,
 }
 
+impl Shape {
+    /// Whether anything was asked for.
+    fn is_given(self) -> bool {
+        self.zones.is_some()
+            || self.zone_size.is_some()
+            || self.zone_capacity.is_some()
+            || self.size.is_some()
+    }
+}
+
 pub(super) fn run(args: &Args) -> CommandResult {
     if args.label.len() > LABEL_LEN_MAX {
         let problem = format!("longer than {LABEL_LEN_MAX} bytes");
@@ -85,6 +95,14 @@ pub(super) fn run(args: &Args) -> CommandResult {
             ));
         }
         DeviceSpec::File(path) => open_image(&device, path, shape, args.force)?,
+        DeviceSpec::Nvme(_) if shape.is_given() => {
+            return Err(Failure::usage(
+                &device.name,
+                "the zones of a device are what they are: no --size, --zones, --zone-size or \
+                 --zone-capacity",
+            ));
+        }
+        DeviceSpec::Nvme(_) => device.open_waiting(false)?,
     };
     let options = FormatOptions {
         label: args.label.clone(),
@@ -125,10 +143,7 @@ fn open_image(
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
         Err(e) => return Err(Failure::new(&device.name, e)),
     };
-    let given = shape.zones.is_some()
-        || shape.zone_size.is_some()
-        || shape.zone_capacity.is_some()
-        || shape.size.is_some();
+    let given = shape.is_given();
     let create = |replace: bool| -> Result<Arc<dyn ZonedDevice>, Failure> {
         let geometry = geometry(shape, length.filter(|length| *length > 0))
             .map_err(|problem| Failure::usage(&device.name, problem))?;

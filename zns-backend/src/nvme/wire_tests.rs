@@ -1,0 +1,3 @@
+//! Identify structures and reports as recorded from QEMU's controller, and altered ones.
+
+use super::*;
