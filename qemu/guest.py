@@ -4,6 +4,12 @@ The guest runs without hardware virtualisation (TCG) unless WARREN_QEMU_KVM=1 as
 would have to be trusted on hosts where /dev/kvm opens and the first instruction hangs. Output of
 the program in the guest comes over ports of its own, so that kernel messages never mix with it;
 how it ended comes over a third. Deliberately absent: networking, graphics, more than one controller.
+
+QEMU keeps the states of zones in its own memory: a namespace starts with every zone empty, whatever
+its file holds. So a kept image is attached twice, as a plain read-only disk and as a fresh namespace,
+and the guest copies every zone that holds anything, up to its capacity, before it runs the script.
+Such zones are found full. A write pointer found above what was written, with zeroes in between, is
+what a power cut may leave; a reset of the machine (`cycle_after`) keeps QEMU and the true states.
 """
 
 import contextlib
@@ -63,6 +69,13 @@ class Namespace:
     def bytes(self):
         return self.zones * self.zone_size
 
+    def used_zones(self, image):
+        """(Start, length to copy) in bytes of the zones of a kept image that hold anything."""
+        with image.open("rb") as file:
+            for start in range(0, self.bytes(), self.zone_size):
+                if holds_anything(file, start, start + self.zone_size):
+                    yield start, self.zone_capacity or self.zone_size
+
     def arguments(self, number, image):
         capacity = self.zone_capacity or self.zone_size
         properties = [
@@ -73,6 +86,22 @@ class Namespace:
         ]
         return ["-drive", f"file={image},id=zns{number},format=raw,if=none,discard=unmap",
                 "-device", ",".join(properties)]
+
+
+def holds_anything(file, start, end):
+    """Whether a range of a sparse file has a byte that is not zero."""
+    try:
+        at = os.lseek(file.fileno(), start, os.SEEK_DATA)
+    except OSError:  # no data up to the end of the file
+        return False
+    while at < end:
+        piece = os.pread(file.fileno(), min(1 << 20, end - at), at)
+        if not piece:
+            return False
+        if piece.strip(b"\0"):
+            return True
+        at += len(piece)
+    return False
 
 
 @dataclasses.dataclass
@@ -89,13 +118,17 @@ class Machine:
     host_root: bool = False
     timeout_s: float = 300
     log: pathlib.Path | None = None
+    # Kept images and the fresh copies that the guest fills.
+    restored: dict = dataclasses.field(default_factory=dict)
 
     def command(self, work, *, console, reboots):
         """The QEMU command line, after making what it names in `work`."""
         _, _, kernel_image = parts.kernel()
+        attached, restore = self.attach(work)
         initramfs = work / "initramfs"
         base = parts.base_initramfs(self.modules).read_bytes()
-        initramfs.write_bytes(base + parts.run_initramfs(self.files))
+        files = {**self.files, "etc/restore": restore.encode()}
+        initramfs.write_bytes(base + parts.run_initramfs(files))
         words = [f"warren.namespaces={len(self.namespaces)}", "console=ttyS0", "quiet", "mitigations=off",
                  # A guest that panics has failed: it ends, unless a reset is part of the plan.
                  "panic=0" if reboots else "panic=-1"]
@@ -112,17 +145,40 @@ class Machine:
             command += ["-chardev", f"socket,id={name},path={work / name}",
                         "-device", f"virtserialport,bus=ports.0,chardev={name},name={name}"]
         command += ["-qmp", f"unix:{work / 'qmp'},server=on,wait=off"]
-        for number, namespace in enumerate(self.namespaces, 1):
-            image = namespace.image or work / f"zns{number}"
-            if not image.exists():
-                image.touch()
-                os.truncate(image, namespace.bytes())
-            command += namespace.arguments(number, image)
+        command += attached
         for tag, path, flags in (("share", self.share, ""), ("host", "/" if self.host_root else None, ",readonly=on")):
             if path:
                 words.append(f"warren.{tag}")
                 command += ["-virtfs", f"local,path={path},mount_tag={tag},security_model=none,multidevs=remap{flags}"]
         return [*map(str, command), "-append", " ".join(words)]
+
+    def attach(self, work):
+        """The namespaces on QEMU's command line, and what the guest has to copy first."""
+        arguments, restore = [], []
+        self.restored = {}
+        for number, namespace in enumerate(self.namespaces, 1):
+            image = namespace.image or work / f"zns{number}"
+            used = list(namespace.used_zones(image)) if image.exists() else []
+            if used:
+                if image.stat().st_size != namespace.bytes():
+                    raise ValueError(f"{image} is of another geometry: {image.stat().st_size} bytes")
+                disk = f"vd{chr(ord('a') + len(self.restored))}"
+                restore += [f"{disk} nvme0n{number} {start} {length}\n" for start, length in used]
+                arguments += ["-drive", f"file={image},id={disk},format=raw,if=none,readonly=on",
+                              "-device", f"virtio-blk-pci,drive={disk}"]
+                copy = image.with_name(f"{image.name}.restored")
+                self.restored[image] = copy
+                image = copy
+            image.write_bytes(b"")
+            os.truncate(image, namespace.bytes())
+            arguments += namespace.arguments(number, image)
+        return arguments, "".join(restore)
+
+    def begun(self):
+        """The guest has copied what it had to: the copies take the place of the kept images."""
+        for image, copy in self.restored.items():
+            copy.replace(image)
+        self.restored = {}
 
     def run(self, scripts, *, off_after=None, cycle_after=None, console=False):
         """Runs the first of `scripts` (names under /scripts) and answers its exit code.
@@ -143,8 +199,10 @@ class Machine:
                                         stderr=None if console else subprocess.PIPE,
                                         process_group=None if console else 0)
                 stack.callback(end, qemu)
-                conversation = Conversation(qemu, ports, list(scripts), work / "qmp")
+                conversation = Conversation(qemu, ports, list(scripts), work / "qmp", self.begun)
                 code = conversation.hold(time.monotonic() + self.timeout_s, off_after, cycle_after)
+            for copy in self.restored.values():
+                copy.unlink(missing_ok=True)
             if code in (TIMED_OUT, GUEST_FAILED) and not console:
                 complain(qemu, work / "console", code, self.timeout_s)
             if self.log and (work / "console").exists():
@@ -177,8 +235,8 @@ def complain(qemu, console, code, timeout_s):
 class Conversation:
     """The guest's three ports, as `qemu/init` uses them."""
 
-    def __init__(self, qemu, ports, scripts, qmp):
-        self.qemu, self.scripts, self.qmp = qemu, scripts, qmp
+    def __init__(self, qemu, ports, scripts, qmp, begun):
+        self.qemu, self.scripts, self.qmp, self.begun = qemu, scripts, qmp, begun
         self.selector = selectors.DefaultSelector()
         for name, port in ports.items():
             self.selector.register(port, selectors.EVENT_READ, name)
@@ -244,6 +302,7 @@ class Conversation:
 
     def answer(self, line):
         if line.endswith("ready"):
+            self.begun()
             self.control.sendall(self.scripts.pop(0).encode() + b"\n")
         elif line.startswith("exit "):
             self.code = int(line.split()[1])

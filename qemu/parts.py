@@ -29,7 +29,7 @@ PROGRAMS = {
     "depmod": "kmod",
     "strip": "binutils",
 }
-MODULES = ["virtio_pci", "virtio_console", "nvme", "fuse", "9p", "9pnet_virtio", "loop"]
+MODULES = ["virtio_pci", "virtio_console", "virtio_blk", "nvme", "fuse", "9p", "9pnet_virtio", "loop"]
 
 
 class Unavailable(Exception):
@@ -149,7 +149,8 @@ def base_initramfs(extra_modules):
                 (tree / "bin" / applet).symlink_to("busybox")
         shutil.copy(init, tree / "init")
         (tree / "init").chmod(0o755)
-        (tree / "etc/modules").write_text("".join(f"{path.name}\n" for path in module_files(home, version, modules, tree)))
+        order = module_files(home, version, modules, tree)
+        (tree / "etc/modules").write_text("".join(f"{path.name}\n" for path in order))
         partial = cached.with_suffix(f".{os.getpid()}")
         partial.write_bytes(archive(tree))
         partial.rename(cached)
