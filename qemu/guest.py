@@ -163,7 +163,7 @@ class Machine:
                 if image.stat().st_size != namespace.bytes():
                     raise ValueError(f"{image} is of another geometry: {image.stat().st_size} bytes")
                 disk = f"vd{chr(ord('a') + len(self.restored))}"
-                restore += [f"{disk} nvme0n{number} {start} {length}\n" for start, length in used]
+                restore += [f"{disk} zns{number} {start} {length}\n" for start, length in used]
                 arguments += ["-drive", f"file={image},id={disk},format=raw,if=none,readonly=on",
                               "-device", f"virtio-blk-pci,drive={disk}"]
                 copy = image.with_name(f"{image.name}.restored")

@@ -47,3 +47,7 @@ for round in 1 2 3; do
 done
 warren umount /mnt/warren
 warren fsck $device
+# What is there is not formatted by mistake, and formatted if that is meant.
+refuse warren mkfs $device
+warren mkfs --force $device
+warren fsck $device

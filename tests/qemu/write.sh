@@ -1,8 +1,8 @@
 #!/bin/sh
 # Writes until the power goes: some of it synced, with its sums in /share/kept, the rest under way.
 set -e
-warren mkfs nvme:/dev/ng0n1
-warren mount nvme:/dev/ng0n1 /mnt
+warren mkfs nvme:/dev/zns1
+warren mount nvme:/dev/zns1 /mnt
 mkdir /mnt/kept /mnt/lost
 (while true; do dd if=/dev/urandom of=/mnt/lost/big bs=64K count=40 2>/dev/null; done) &
 (

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use zns_backend::{DeviceSpec, FileDevice, Geometry, ZonedDevice};
+use zns_backend::{DeviceSpec, FileDevice, Geometry, ZoneId, ZonedDevice};
 
 use super::device::Device;
 use super::{CommandResult, Failure, Outcome, output};
@@ -102,7 +102,7 @@ pub(super) fn run(args: &Args) -> CommandResult {
                  --zone-capacity",
             ));
         }
-        DeviceSpec::Nvme(_) => device.open_waiting(false)?,
+        DeviceSpec::Nvme(_) => open_namespace(&device, args.force)?,
     };
     let options = FormatOptions {
         label: args.label.clone(),
@@ -128,6 +128,24 @@ fn make_root(device: &Arc<dyn ZonedDevice>) -> crate::Result<()> {
         ..StoreOptions::default()
     };
     Volume::open(Arc::clone(device), &options)?.close()
+}
+
+/// Opens a namespace that may be formatted: what is in its zones may be somebody else's.
+fn open_namespace(device: &Device, force: bool) -> Result<Arc<dyn ZonedDevice>, Failure> {
+    let opened = device.open_waiting(false)?;
+    if force {
+        return Ok(opened);
+    }
+    let report = opened.report(ZoneId(0), opened.geometry().zones);
+    let report = report.map_err(|e| device.failure(e))?;
+    let written = report.iter().filter(|zone| zone.write_pointer > 0).count();
+    if written > 0 {
+        return Err(Failure::new(
+            &device.name,
+            format!("{written} of its zones hold something; --force overwrites it"),
+        ));
+    }
+    Ok(opened)
 }
 
 fn open_image(
