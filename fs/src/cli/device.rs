@@ -47,6 +47,13 @@ impl Device {
                     None => return Err(Failure::new(argument, "the path is not valid UTF-8")),
                 }
             }
+            DeviceSpec::Nvme(path) => {
+                let path = std::path::absolute(path).map_err(|e| Failure::new(argument, e))?;
+                let path = path
+                    .to_str()
+                    .ok_or_else(|| Failure::new(argument, "the path is not valid UTF-8"))?;
+                format!("nvme:{path}")
+            }
             DeviceSpec::Mem(_) => bare.into(),
         };
         let suffix = timing.map(|timing| timing.to_string());
