@@ -188,6 +188,9 @@ class Machine:
         what it had completed.
         """
         parts.CACHE.mkdir(parents=True, exist_ok=True)
+        # Whoever ends us ends QEMU too.
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, lambda number, _: sys.exit(128 + number))
         with tempfile.TemporaryDirectory(prefix="run.", dir=parts.CACHE) as directory:
             work = pathlib.Path(directory)
             command = self.command(work, console=console, reboots=cycle_after is not None)

@@ -48,16 +48,32 @@ def need_programs():
     if not shutil.which("apt-get"):
         raise Unavailable(f"please install: {' '.join(missing)}")
     print(f"qemu: installing {' '.join(missing)}", flush=True)
-    apt = ["apt-get"] if os.getuid() == 0 else ["sudo", "apt-get"]
+    apt_get("update", "-qq")
+    apt_get("install", "-y", "-qq", "--no-install-recommends", *missing)
+
+
+def apt_get(*arguments):
+    """apt-get as root."""
+    command = ["apt-get", *arguments] if os.getuid() == 0 else ["sudo", "apt-get", *arguments]
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    for arguments in (["update", "-qq"], ["install", "-y", "-qq", "--no-install-recommends", *missing]):
-        done = subprocess.run([*apt, *arguments], env=environment, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            raise Unavailable(f"apt-get {arguments[0]} failed: {done.stderr.strip()[-500:]}")
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise Unavailable(f"apt-get {arguments[0]} failed: {done.stderr.strip()[-500:]}")
+
+
+def download_kernel(name, directory):
+    """Downloads the package with the kernel behind a metapackage such as linux-image-amd64."""
+    package = kernel_package(name)
+    print(f"qemu: downloading {package}", flush=True)
+    done = subprocess.run(["apt-get", "download", package], cwd=directory, capture_output=True, text=True, check=False)
+    found = list(directory.glob("*.deb"))
+    if done.returncode != 0 or not found:
+        raise Unavailable(f"{package} cannot be downloaded: {done.stderr.strip()[-500:]}")
+    return found[0]
 
 
 def kernel_package(name):
-    """The package with the kernel itself behind a metapackage such as linux-image-amd64."""
+    """The package that a metapackage depends on; any other package is itself."""
     listed = subprocess.run(["apt-cache", "depends", "--important", name], capture_output=True, text=True, check=False)
     for line in listed.stdout.splitlines():
         word, _, package = line.strip().partition(": ")
@@ -73,17 +89,17 @@ def kernel():
     found = sorted((CACHE / "kernels").glob(f"{KERNEL}/*/vmlinux"))
     if found:
         return found[-1].parent, found[-1].parent.name, found[-1]
-    package = kernel_package(KERNEL)
-    print(f"qemu: downloading {package}", flush=True)
     CACHE.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=CACHE) as directory:
         work = pathlib.Path(directory)
-        done = subprocess.run(["apt-get", "download", package], cwd=work, capture_output=True, text=True, check=False)
-        archives = list(work.glob("*.deb"))
-        if done.returncode != 0 or not archives:
-            raise Unavailable(f"{package} cannot be downloaded: {done.stderr.strip()[-500:]}")
+        try:
+            package = download_kernel(KERNEL, work)
+        except Unavailable:
+            # What apt knows may be older than what there is.
+            apt_get("update", "-qq")
+            package = download_kernel(KERNEL, work)
         tree = work / "tree"
-        subprocess.run(["dpkg-deb", "-x", archives[0], tree], check=True)
+        subprocess.run(["dpkg-deb", "-x", package, tree], check=True)
         image = next((tree / "boot").glob("vmlinuz-*"))
         version = image.name.removeprefix("vmlinuz-")
         # Newer packages have /usr/lib/modules, older ones /lib/modules.

@@ -169,16 +169,20 @@ fn check_large_transfers(device: &dyn ZonedDevice) {
     let whole = if capacity == geometry.zone_size { 2 } else { 1 };
     expected.truncate(whole * capacity as usize * geometry.block_size as usize);
     queue.wait(2, &mut done).expect("wait");
-    let lba = geometry.zone_start(ZoneId(2));
-    let buffer = device.buffer(expected.len());
-    queue
-        .submit(1, Request::Read { lba, buffer })
-        .expect("submit");
-    queue.wait(1, &mut done).expect("wait");
-    for completion in done {
-        assert!(completion.result.is_ok(), "{completion:?}");
-        if let Some(buffer) = completion.buffer {
-            assert_eq!(*buffer, *expected);
+    // From the start, and from within, so that pieces end where nothing is aligned.
+    for skipped in [0, 3] {
+        let expected = &expected[skipped * geometry.block_size as usize..];
+        let lba = geometry.zone_start(ZoneId(2)).plus(skipped as u64);
+        let buffer = device.buffer(expected.len());
+        queue
+            .submit(1, Request::Read { lba, buffer })
+            .expect("submit");
+        queue.wait(1, &mut done).expect("wait");
+        for completion in done.drain(..) {
+            assert!(completion.result.is_ok(), "{completion:?}");
+            if let Some(buffer) = completion.buffer {
+                assert_eq!(*buffer, *expected);
+            }
         }
     }
 }

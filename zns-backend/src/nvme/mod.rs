@@ -149,7 +149,7 @@ fn identify<T: FromBytes + KnownLayout + Immutable>(
         }
         Err(Failure::Refused(status)) => {
             return Err(Error::BadImage(format!(
-                "{name} refuses Identify {what:?}: {status:?}"
+                "{name} refuses Identify {what:?}: {status}"
             )));
         }
         Err(Failure::Host(source)) => {

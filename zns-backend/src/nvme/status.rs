@@ -3,7 +3,7 @@
 //! A status says what, not where: the zone's state and write pointer that an error names come from a
 //! report made after the refusal.
 
-use std::io;
+use std::{fmt, io};
 
 use crate::device::{ZoneInfo, ZoneState};
 use crate::error::Error;
@@ -31,7 +31,7 @@ const INVALID_TRANSITION: u16 = 0x1BF;
 const WRITE_FAULT: u16 = 0x280;
 const UNRECOVERED_READ: u16 = 0x281;
 const GUARD_CHECK: u16 = 0x282;
-const COMPARE_FAILURE: u16 = 0x285;
+const REFERENCE_CHECK: u16 = 0x284;
 const UNWRITTEN: u16 = 0x287;
 
 impl Status {
@@ -54,6 +54,13 @@ impl Status {
             self.code(),
             ZONE_INVALID_WRITE | INVALID_TRANSITION | UNWRITTEN
         )
+    }
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (kind, code) = (self.code() >> 8, self.code() & 0xFF);
+        write!(f, "NVMe status type {kind:#x}, code {code:#04x}")
     }
 }
 
@@ -100,14 +107,10 @@ pub(super) fn error(
         },
         UNWRITTEN => Error::Unwritten { lba, write_pointer },
         NAMESPACE_WRITE_PROTECTED => Error::ReadOnlyDevice(device.into()),
-        WRITE_FAULT | UNRECOVERED_READ | GUARD_CHECK..=COMPARE_FAILURE => Error::Media(lba),
-        other => Error::io(
+        WRITE_FAULT | UNRECOVERED_READ | GUARD_CHECK..=REFERENCE_CHECK => Error::Media(lba),
+        _ => Error::io(
             format!("{action} at LBA {lba} of {device}"),
-            io::Error::other(format!(
-                "NVMe status type {:#x}, code {:#04x}",
-                other >> 8,
-                other & 0xFF
-            )),
+            io::Error::other(status.to_string()),
         ),
     }
 }

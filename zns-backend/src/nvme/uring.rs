@@ -74,7 +74,7 @@ fn try_report(device: &NvmeDevice) -> io::Result<()> {
                 return match result {
                     Some(0) => Ok(()),
                     Some(errno @ ..0) => Err(io::Error::from_raw_os_error(-errno)),
-                    Some(status) => Err(io::Error::other(format!("NVMe status {status:#x}"))),
+                    Some(status) => Err(io::Error::other(Status(status as u16).to_string())),
                     None => continue,
                 };
             }
@@ -132,17 +132,20 @@ enum Kind {
 }
 
 impl NvmeEngine {
-    /// The registered part of the pool in which the piece of `buffer` from byte `offset` on lies.
-    /// Pieces begin at multiples of a part's length, so none crosses from one part to the next.
-    fn fixed_index(&self, buffer: &DmaBuffer, offset: u64) -> Option<u16> {
+    /// The registered part of the pool in which `len` bytes of `buffer` from `offset` on lie. They
+    /// may lie in two, after a piece that a zone's end has cut short.
+    fn fixed_index(&self, buffer: &DmaBuffer, offset: u64, len: u64) -> Option<u16> {
         let inner = &self.device.0;
         let pool = inner.pool.as_ref()?;
         if !self.fixed.load(Ordering::Relaxed) {
             return None;
         }
-        let parts_per_slot = SLOT_BYTES as u64 / inner.transfer_bytes_max;
+        let part_bytes = inner.transfer_bytes_max;
+        if offset % part_bytes + len > part_bytes {
+            return None;
+        }
         let slot = u64::from(pool.index_of(buffer)?);
-        u16::try_from(slot * parts_per_slot + offset / inner.transfer_bytes_max).ok()
+        u16::try_from(slot * (SLOT_BYTES as u64 / part_bytes) + offset / part_bytes).ok()
     }
 
     fn decide(&self, request: Request) -> std::result::Result<Kind, Refused> {
@@ -293,7 +296,7 @@ impl Engine for NvmeEngine {
             } => {
                 let at = lba.plus(done);
                 work.piece = inner.piece_blocks(at, *blocks - done);
-                let index = self.fixed_index(buffer, offset);
+                let index = self.fixed_index(buffer, offset, inner.bytes(work.piece));
                 let target = buffer[offset as usize..].as_mut_ptr() as u64;
                 (Command::read(at, work.piece), target, index)
             }
@@ -301,14 +304,13 @@ impl Engine for NvmeEngine {
                 let at = lba.plus(done);
                 work.piece = inner.piece_blocks(at, *blocks - done);
                 let source = data[offset as usize..].as_ptr() as u64;
-                let index = self.fixed_index(data, offset);
+                let index = self.fixed_index(data, offset, inner.bytes(work.piece));
                 (Command::write(at, work.piece), source, index)
             }
             Kind::Append { zone, blocks, data } => {
                 work.piece = *blocks;
                 let start = inner.geometry.zone_start(*zone);
-                let fits = inner.bytes(*blocks) <= inner.transfer_bytes_max;
-                let index = fits.then(|| self.fixed_index(data, 0)).flatten();
+                let index = self.fixed_index(data, 0, inner.bytes(*blocks));
                 (Command::append(start, *blocks), data.as_ptr() as u64, index)
             }
             Kind::Flush => (Command::FLUSH, 0, None),
