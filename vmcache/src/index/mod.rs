@@ -68,6 +68,8 @@ pub(crate) struct Shared {
     method: Arc<dyn CommitMethod>,
     gate: RwLock<()>,
     group: Group,
+    /// Held while a commit runs, from its beginning until it is durable.
+    committing: Mutex<()>,
     trees: Mutex<Vec<(String, BTree)>>,
     /// Number of the last commit.
     committed: AtomicU64,
@@ -147,6 +149,7 @@ impl IndexFile {
             method,
             gate: RwLock::new(()),
             group: Group::default(),
+            committing: Mutex::new(()),
             trees: Mutex::new(trees),
             committed: AtomicU64::new(committed),
             changed: AtomicBool::new(is_new),
@@ -230,7 +233,9 @@ impl IndexFile {
     /// What [`IndexFile::close`] does.
     pub(crate) fn finish(&self) -> Result<()> {
         self.commit()?;
+        let _no_commit = self.shared.committing.lock();
         let _gate = self.shared.gate.write();
+        self.shared.check_latch()?;
         self.shared.method.close()
     }
 
@@ -298,6 +303,7 @@ impl Shared {
 
     /// One commit, on behalf of everybody who waits for it.
     fn flush(&self) -> Result<()> {
+        let _one_at_a_time = self.committing.lock();
         if self.method.is_overdue() {
             self.method.tidy()?;
         }
