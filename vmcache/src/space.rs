@@ -6,7 +6,7 @@
 //! freed may be used again at once: the state of the last commit is kept elsewhere until the next one
 //! is durable (see [`crate::commit`]).
 
-use crate::btree::Reference;
+use crate::btree::{Contention, Reference};
 use crate::error::{Error, Result};
 use crate::page::{HEADER_BYTES, Kind, PAGE_BYTES, PageBuf, PageId, PageRead};
 use crate::pool::BufferPool;
@@ -28,6 +28,7 @@ pub(crate) struct Space {
     pub(crate) pages: Allocator,
     /// The next value's stamp: see [`crate::btree`] on overflow pages.
     pub(crate) stamp: AtomicU64,
+    pub(crate) contention: Contention,
     /// Removed values whose pages could not be read to be given back.
     pub(crate) unfreed: Mutex<Vec<Reference>>,
 }
@@ -39,6 +40,7 @@ impl Space {
             pool,
             pages,
             stamp: AtomicU64::new(stamp),
+            contention: Contention::new(),
             unfreed: Mutex::new(Vec::new()),
         }
     }

@@ -12,6 +12,12 @@ const SMALL: IndexOptions = IndexOptions {
     log_bytes: 256 << 10,
 };
 
+const fn is_send_and_sync<T: Send + Sync>() {}
+const _: () = is_send_and_sync::<Kv>();
+const _: () = is_send_and_sync::<IndexFile>();
+const _: () = is_send_and_sync::<vmcache::Tree>();
+const _: () = is_send_and_sync::<vmcache::Range>();
+
 #[test]
 fn the_last_handle_to_go_commits_and_closes() {
     let dir = tempfile::tempdir().unwrap();

@@ -224,6 +224,14 @@ pub(super) fn split(full: Node<'_, PageBuf>, key: &[u8]) -> Result<Halves, &'sta
     halves.ok_or("a full node's entries do not add up")
 }
 
+/// Splits a leaf before slot `at`; none when there is nothing on one of the sides.
+pub(super) fn split_before(leaf: Node<'_, PageBuf>, at: usize) -> Option<Halves> {
+    if !leaf.is_leaf() || at == 0 || at >= leaf.count() {
+        return None;
+    }
+    halve_leaf(leaf, at, separator(&leaf.key(at - 1), &leaf.key(at)))
+}
+
 fn split_leaf(full: Node<'_, PageBuf>, key: &[u8]) -> Option<Halves> {
     let count = full.count();
     let at = full.search(key).unwrap_or_else(|index| index);

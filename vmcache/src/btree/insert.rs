@@ -84,13 +84,39 @@ impl Former {
     }
 }
 
+/// Where to split a node.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Cut {
+    /// So that there is room for the key.
+    ForKey,
+    /// A leaf, before this slot, if it still has that.
+    Before(usize),
+}
+
+/// An insertion that was done.
+struct Inserted {
+    /// What it replaced.
+    former: Option<Former>,
+    leaf: PageId,
+    slot: usize,
+}
+
 impl BTree {
     /// Sets the value of `key`; true if the tree had one before.
     pub(crate) fn insert(&self, space: &Space, key: &[u8], value: &[u8]) -> Result<bool> {
         let value = NewValue::new(space, key, value)?;
-        match retry(&space.pool, || self.try_insert(space, key, value.stored())) {
-            Ok(None) => Ok(false),
-            Ok(Some(former)) => {
+        let mut waited = false;
+        match retry(&space.pool, || {
+            self.try_insert(space, key, value.stored(), &mut waited)
+        }) {
+            Ok(done) => {
+                if let Some(at) = space.contention.note(done.leaf, done.slot, waited) {
+                    // It would be good for others, but nothing depends on it.
+                    _ = self.split(space, done.leaf, key, Cut::Before(at));
+                }
+                let Some(former) = done.former else {
+                    return Ok(false);
+                };
                 former.free(space);
                 Ok(true)
             }
@@ -101,10 +127,16 @@ impl BTree {
         }
     }
 
-    fn try_insert(&self, space: &Space, key: &[u8], value: Stored<'_>) -> Attempt<Option<Former>> {
+    fn try_insert(
+        &self,
+        space: &Space,
+        key: &[u8],
+        value: Stored<'_>,
+        waited: &mut bool,
+    ) -> Attempt<Inserted> {
         let leaf = self.descend(space, &To::Covering(key))?.node;
         let found = leaf.read(|view| Node(view).search(key))?;
-        let mut page = latch(leaf)?;
+        let mut page = latch(leaf).inspect_err(|_| *waited = true)?;
         let mut node = NodeBuf::from_image(page.view().to_buf());
         if !node.node().covers(key) {
             return Err(damaged(leaf.page())(
@@ -112,28 +144,39 @@ impl BTree {
             ));
         }
         let (done, former) = match found {
-            Ok(index) => {
-                let former = Former::of(&node, index, leaf.page())?;
-                (node.replace(index, value), Some(former))
+            Ok(slot) => {
+                let former = Former::of(&node, slot, leaf.page())?;
+                (node.replace(slot, value), Some(former))
             }
-            Err(index) => (node.insert(index, key, value), None),
+            Err(slot) => (node.insert(slot, key, value), None),
         };
         if done {
             page.write(&node.image);
-            return Ok(former);
+            let (Ok(slot) | Err(slot)) = found;
+            return Ok(Inserted {
+                former,
+                leaf: leaf.page(),
+                slot,
+            });
         }
         drop(page);
-        self.split(space, leaf.page(), key)?;
+        self.split(space, leaf.page(), key, Cut::ForKey)?;
         Err(Stop::Again)
     }
 
     /// Splits a node on the way to `key`, or a node above it that has no room for the separator.
-    fn split(&self, space: &Space, page: PageId, key: &[u8]) -> Attempt<()> {
+    pub(super) fn split(&self, space: &Space, page: PageId, key: &[u8], cut: Cut) -> Attempt<()> {
         let Some(Place { node, parent }) = self.descend_to(space, &To::Covering(key), page)? else {
             return Ok(());
         };
         let image = copy(node)?;
-        let halves = edit::split(Node(&image), key).map_err(damaged(page))?;
+        let halves = match cut {
+            Cut::ForKey => edit::split(Node(&image), key).map_err(damaged(page))?,
+            Cut::Before(at) => match edit::split_before(Node(&image), at) {
+                Some(halves) => halves,
+                None => return Ok(()),
+            },
+        };
         let Some((parent, index)) = parent else {
             return split_root(space, node, image.level(), halves);
         };
@@ -143,7 +186,7 @@ impl BTree {
         let child = taken.page().0.to_le_bytes();
         if !above.insert(index, &halves.separator, Stored::inline(&child)) {
             drop((frame, taken));
-            return self.split(space, parent.page(), key);
+            return self.split(space, parent.page(), key, Cut::ForKey);
         }
         // Every image was computed from the version that the upgrade requires; from here nothing fails.
         let (mut parent, mut right) = (latch(parent)?, latch(node)?);

@@ -12,10 +12,11 @@
 //! An error of reading a page reached through a parent counts only if the parent still validates; a
 //! reader with an old version may well reach a page that has been given back since.
 //!
-//! Leaves out: merging across parents, and splitting hot leaves for contention (Alhomssi and Leis 2021).
+//! Leaves out: merging across parents.
 
 mod bulk;
 mod check;
+mod contention;
 mod descend;
 mod edit;
 mod insert;
@@ -26,6 +27,7 @@ mod scan;
 
 pub(crate) use bulk::BulkLoad;
 pub use check::TreeStats;
+pub(crate) use contention::Contention;
 pub(crate) use insert::check_lengths;
 pub(crate) use overflow::{Reference, free_again};
 pub(crate) use scan::{Cursor, Span};

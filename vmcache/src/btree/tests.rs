@@ -264,6 +264,31 @@ fn threads_on_their_own_keys_never_disturb_each_other() {
     }
 }
 
+#[test]
+fn leaves_can_be_split_anywhere_and_the_tree_stays_sound() {
+    let mut rng = StdRng::seed_from_u64(5);
+    let space = space(64);
+    let tree = BTree::create(&space).unwrap();
+    let mut model = Model::new();
+    for _ in 0..2000 {
+        let (key, value) = (random_key(&mut rng, 4000), random_value(&mut rng));
+        tree.insert(&space, &key, &value).unwrap();
+        model.insert(key.clone(), value);
+        let leaf = tree
+            .descend(&space, &descend::To::Covering(&key))
+            .unwrap()
+            .node
+            .page();
+        let cut = insert::Cut::Before(rng.random_range(0..10));
+        assert!(matches!(
+            tree.split(&space, leaf, &key, cut),
+            Ok(()) | Err(Stop::Busy(_) | Stop::Again)
+        ));
+    }
+    check(&space, tree, &model);
+    compare_scans(&space, tree, &model, &mut rng, 4000);
+}
+
 /// Changes keys that end in the worker's number, interleaved with everybody else's, checking each step.
 fn work(space: &Space, tree: BTree, worker: u8, seed: u64) -> Model {
     let mut rng = StdRng::seed_from_u64(seed << 8 | u64::from(worker));

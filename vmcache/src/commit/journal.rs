@@ -161,9 +161,10 @@ impl Journal {
             .map_err(Error::io("write pages"))
     }
 
-    /// Makes the other log the active one, if it is empty.
-    fn seal(&self, tail: &mut Tail) {
-        if let Some(generation) = tail.spare.take() {
+    /// Makes the other log the active one, if it is empty; whether it did.
+    fn seal(&self, tail: &mut Tail) -> bool {
+        let spare = tail.spare.take();
+        if let Some(generation) = spare {
             self.sealed_durable.store(false, Ordering::Relaxed);
             tail.active = 1 - tail.active;
             tail.generation = generation;
@@ -172,6 +173,7 @@ impl Journal {
             tail.chain = 0;
             self.active.store(tail.active, Ordering::Release);
         }
+        spare.is_some()
     }
 
     /// Copies all images of a log to their places and makes them durable there.
@@ -223,7 +225,12 @@ impl Journal {
             .write_at(0, header.bytes())
             .map_err(Error::io("start the journal"))?;
         // Before a batch follows: an old header with new batches could validate a part of the old ones.
-        log.storage.sync().map_err(Error::io("start the journal"))
+        log.storage.sync().map_err(Error::io("start the journal"))?;
+        // What an exceptionally large commit took, the next ones will not need.
+        let length = self.log_blocks * PAGE_BYTES as u64;
+        log.storage
+            .shrink(2 * length)
+            .map_err(Error::io("shorten the journal"))
     }
 }
 
@@ -346,9 +353,10 @@ impl CommitMethod for Journal {
             // Only the next opening may tell these from the commits before.
             return Ok(());
         }
-        self.seal(&mut tail);
+        if self.seal(&mut tail) {
+            self.sealed_durable.store(true, Ordering::Release);
+        }
         drop(tail);
-        self.sealed_durable.store(true, Ordering::Release);
         self.tidy()
     }
 }

@@ -34,7 +34,8 @@ use std::sync::{Arc, OnceLock};
 pub struct IndexOptions {
     /// Most bytes of pages in memory; at least 64 KiB.
     pub cache_bytes: usize,
-    /// Most bytes the file may have. Costs address space, and nothing else.
+    /// Most bytes the file may have. Costs address space, and nothing else, unless the system is set to
+    /// count all address space as memory (`vm.overcommit_memory` 2).
     pub file_bytes_max: u64,
     /// Length at which a log of the journal is copied home.
     pub log_bytes: u64,
@@ -68,6 +69,8 @@ pub(crate) struct Shared {
     method: Arc<dyn CommitMethod>,
     gate: RwLock<()>,
     group: Group,
+    /// Held while a commit runs, from its beginning until it is durable.
+    committing: Mutex<()>,
     trees: Mutex<Vec<(String, BTree)>>,
     /// Number of the last commit.
     committed: AtomicU64,
@@ -147,6 +150,7 @@ impl IndexFile {
             method,
             gate: RwLock::new(()),
             group: Group::default(),
+            committing: Mutex::new(()),
             trees: Mutex::new(trees),
             committed: AtomicU64::new(committed),
             changed: AtomicBool::new(is_new),
@@ -169,10 +173,20 @@ impl IndexFile {
         if name.is_empty() || name.len() > TREE_NAME_BYTES_MAX {
             return Err(Error::TreeName("a name has 1 to 47 bytes"));
         }
+        let find = |trees: &[(String, BTree)]| {
+            let tree = trees
+                .iter()
+                .find(|(known, _)| known == name)
+                .map(|(_, tree)| *tree);
+            tree.map(|tree| Tree::new(&self.shared, tree))
+        };
+        if let Some(tree) = find(&self.shared.trees.lock()) {
+            return Ok(tree);
+        }
         let _gate = self.shared.enter()?;
         let mut trees = self.shared.trees.lock();
-        if let Some((_, tree)) = trees.iter().find(|(known, _)| known == name) {
-            return Ok(Tree::new(&self.shared, *tree));
+        if let Some(tree) = find(&trees) {
+            return Ok(tree);
         }
         if trees.len() == TREES_MAX {
             return Err(Error::TreeName(
@@ -230,7 +244,9 @@ impl IndexFile {
     /// What [`IndexFile::close`] does.
     pub(crate) fn finish(&self) -> Result<()> {
         self.commit()?;
+        let _no_commit = self.shared.committing.lock();
         let _gate = self.shared.gate.write();
+        self.shared.check_latch()?;
         self.shared.method.close()
     }
 
@@ -298,6 +314,7 @@ impl Shared {
 
     /// One commit, on behalf of everybody who waits for it.
     fn flush(&self) -> Result<()> {
+        let _one_at_a_time = self.committing.lock();
         if self.method.is_overdue() {
             self.method.tidy()?;
         }

@@ -33,7 +33,7 @@ pub(crate) struct Frame<'p> {
 /// What one pass of the clock found.
 #[derive(Default)]
 struct Victims {
-    /// Clean pages, latched exclusively.
+    /// Pages that were clean, not latched yet.
     clean: Vec<PageId>,
     /// Dirty pages, latched shared.
     dirty: Vec<PageId>,
@@ -103,30 +103,37 @@ impl BufferPool {
     /// When writing dirty pages failed and no clean one could be evicted instead; they stay dirty.
     pub fn evict(&self) -> Result<usize> {
         // Phase 1: the hand marks unused pages, and picks those that it finds marked.
-        let mut victims = self.pick_victims();
+        let victims = self.pick_victims();
         // Phase 2: dirty victims are written, under shared latches, and become clean.
         let written = self.write_victims(&victims.dirty);
-        // Phase 3: those whose latch can be made exclusive join the clean ones.
+        // Phase 3: clean victims that are still unused are latched exclusively, and written ones that
+        // nobody else has latched.
+        let mut latched: Vec<_> = victims
+            .clean
+            .iter()
+            .copied()
+            .filter(|&page| self.latch_clean(page))
+            .collect();
         for &page in &victims.dirty {
+            let dirtiness = self.dirtiness(page);
             let cleaned = written.is_ok()
-                && self
-                    .dirtiness(page)
+                && dirtiness
                     .compare_exchange(DIRTY, CLEAN, Ordering::Relaxed, Ordering::Relaxed)
                     .is_ok();
             match cleaned && self.state(page).try_upgrade() {
-                true => victims.clean.push(page),
+                true => latched.push(page),
                 false => self.state(page).release_shared(),
             }
         }
         // Phase 4: their memory goes back to the system, in as few calls as they have runs.
-        victims.clean.sort_unstable();
-        self.discard_frames(&victims.clean);
+        latched.sort_unstable();
+        self.discard_frames(&latched);
         // Phase 5: they leave the set and are unlatched as evicted.
-        for &page in &victims.clean {
+        for &page in &latched {
             self.resident.remove(page);
             self.state(page).release_evicted();
         }
-        let count = victims.clean.len();
+        let count = latched.len();
         if count > 0 {
             self.counters
                 .evictions
@@ -152,13 +159,7 @@ impl BufferPool {
                 match seen.latch() {
                     Latch::Unlocked => _ = state.try_mark(seen),
                     Latch::Marked => match self.dirtiness(page).load(Ordering::Relaxed) {
-                        CLEAN if state.try_exclusive(seen) => {
-                            // Dirtied between the look and the latch: leave it.
-                            match self.dirtiness(page).load(Ordering::Relaxed) {
-                                CLEAN => victims.clean.push(page),
-                                _ => state.release_exclusive(),
-                            }
-                        }
+                        CLEAN => victims.clean.push(page),
                         DIRTY if state.try_shared(seen) => victims.dirty.push(page),
                         _ => {}
                     },
@@ -167,6 +168,20 @@ impl BufferPool {
             }
         }
         victims
+    }
+
+    /// Latches a page exclusively if it is still marked, and clean.
+    fn latch_clean(&self, page: PageId) -> bool {
+        let state = self.state(page);
+        let seen = state.load();
+        if seen.latch() != Latch::Marked || !state.try_exclusive(seen) {
+            return false;
+        }
+        let is_clean = self.dirtiness(page).load(Ordering::Relaxed) == CLEAN;
+        if !is_clean {
+            state.release_exclusive();
+        }
+        is_clean
     }
 
     fn write_victims(&self, pages: &[PageId]) -> Result<()> {

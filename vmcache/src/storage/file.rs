@@ -5,11 +5,15 @@
 
 use super::uring::Rings;
 use super::{ReadOp, Storage, WriteOp};
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// How long a file that is in use is waited for.
+const LOCK_PATIENCE: Duration = Duration::from_millis(500);
 
 /// An open file or block device, locked against a second user.
 #[derive(Debug)]
@@ -85,13 +89,24 @@ impl FileStorage {
 }
 
 /// Takes the advisory lock that keeps a second user out.
+///
+/// Of a process that was killed, the kernel takes down the rings a moment after the process is gone, and
+/// transfers in them keep the file and its lock; so this tries for a while.
 fn lock(file: &File) -> io::Result<()> {
-    file.try_lock().map_err(|error| match error {
-        std::fs::TryLockError::WouldBlock => {
-            io::Error::new(io::ErrorKind::WouldBlock, "the file is in use elsewhere")
+    let since = Instant::now();
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(()),
+            Err(TryLockError::Error(error)) => return Err(error),
+            Err(TryLockError::WouldBlock) if since.elapsed() < LOCK_PATIENCE => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            Err(TryLockError::WouldBlock) => {
+                let kind = io::ErrorKind::WouldBlock;
+                return Err(io::Error::new(kind, "the file is in use elsewhere"));
+            }
         }
-        std::fs::TryLockError::Error(error) => error,
-    })
+    }
 }
 
 impl Storage for FileStorage {
@@ -145,6 +160,15 @@ impl Storage for FileStorage {
         writes
             .iter()
             .try_for_each(|write| self.write_at(write.offset, write.from))
+    }
+
+    fn shrink(&self, len: u64) -> io::Result<()> {
+        let metadata = self.file.metadata()?;
+        if metadata.is_file() && metadata.len() > len {
+            self.file.set_len(len)
+        } else {
+            Ok(())
+        }
     }
 
     fn sync(&self) -> io::Result<()> {

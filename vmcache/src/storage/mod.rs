@@ -81,6 +81,15 @@ pub trait Storage: Send + Sync {
             .try_for_each(|write| self.write_at(write.offset, write.from))
     }
 
+    /// May cut the file off behind `len` bytes, whose contents nobody needs; a hint.
+    ///
+    /// # Errors
+    /// Of the operating system.
+    fn shrink(&self, len: u64) -> io::Result<()> {
+        let _ = len;
+        Ok(())
+    }
+
     /// Makes all completed writes durable.
     ///
     /// # Errors
