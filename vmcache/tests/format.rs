@@ -106,7 +106,7 @@ fn entries(tree: usize) -> BTreeMap<Vec<u8>, Vec<u8>> {
             key,
             vec![
                 number as u8;
-                if number % 300 == 0 {
+                if number.is_multiple_of(300) {
                     10_000
                 } else {
                     number % 90

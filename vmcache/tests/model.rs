@@ -81,15 +81,16 @@ impl Page {
     }
 }
 
-fn model(run: impl Fn() + Sync + Send + 'static) {
+/// Runs every interleaving, or those with so many preemptions at most.
+fn model(preemptions_max: Option<usize>, run: impl Fn() + Sync + Send + 'static) {
     let mut builder = loom::model::Builder::new();
-    builder.preemption_bound = Some(2);
+    builder.preemption_bound = preemptions_max;
     builder.check(run);
 }
 
 #[test]
 fn validated_optimistic_reads_are_never_torn() {
-    model(|| {
+    model(None, || {
         let page = Page::resident();
         let writer = thread::spawn({
             let page = Arc::clone(&page);
@@ -110,7 +111,7 @@ fn validated_optimistic_reads_are_never_torn() {
 
 #[test]
 fn an_evicted_and_reloaded_page_does_not_validate_for_a_reader_from_before() {
-    model(|| {
+    model(None, || {
         let page = Page::resident();
         let evictor = thread::spawn({
             let page = Arc::clone(&page);
@@ -138,7 +139,7 @@ fn an_evicted_and_reloaded_page_does_not_validate_for_a_reader_from_before() {
 
 #[test]
 fn exclusive_latches_exclude_each_other_and_nobody_waits_for_ever() {
-    model(|| {
+    model(None, || {
         let page = Page::resident();
         let other = thread::spawn({
             let page = Arc::clone(&page);
@@ -153,7 +154,7 @@ fn exclusive_latches_exclude_each_other_and_nobody_waits_for_ever() {
 
 #[test]
 fn a_shared_latch_keeps_changes_out_and_upgrades_only_when_alone() {
-    model(|| {
+    model(Some(2), || {
         let page = Page::resident();
         let writer = thread::spawn({
             let page = Arc::clone(&page);

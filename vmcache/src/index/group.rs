@@ -39,11 +39,19 @@ impl Group {
         state.running = true;
         state.next = Outcome::default();
         drop(state);
+        let _running = Running(self);
         let outcome = commit();
-        let outcome = mine.get_or_init(|| outcome).clone();
-        self.state.lock().running = false;
-        self.finished.notify_all();
-        outcome
+        mine.get_or_init(|| outcome).clone()
+    }
+}
+
+/// Lets the next commit run when this one ends, be it by a panic.
+struct Running<'g>(&'g Group);
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.0.state.lock().running = false;
+        self.0.finished.notify_all();
     }
 }
 
