@@ -5,7 +5,7 @@
 
 use std::collections::HashSet;
 use std::fs;
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::{FromRawFd, OwnedFd};
 
 use crate::error::{Error, Result};
@@ -47,8 +47,12 @@ impl ProcessId {
     /// `NoProcess`.
     pub(super) fn of(thread: u32) -> Result<ProcessId> {
         let status = Status::read(thread).ok_or(Error::NoProcess(thread))?;
-        let pid = status.thread_group;
-        let stat = Stat::read(pid).ok_or(Error::NoProcess(thread))?;
+        ProcessId::leading(status.thread_group)
+    }
+
+    /// The process with this PID.
+    fn leading(pid: u32) -> Result<ProcessId> {
+        let stat = Stat::read(pid).ok_or(Error::NoProcess(pid))?;
         Ok(ProcessId {
             pid,
             started: stat.started,
@@ -158,25 +162,70 @@ impl ProcessId {
     }
 }
 
-/// What the thread that made a request may do. `uid` and `gid` are those of the request.
-///
-/// Privileges count only in the user namespace of this process: in another one they say nothing
-/// about files of this filesystem.
-#[must_use]
-pub(super) fn credentials(thread: u32, uid: u32, gid: u32) -> Credentials {
-    let mut credentials = Credentials {
-        uid,
-        gid,
-        ..Credentials::default()
-    };
-    if let Some(status) = Status::read(thread) {
-        credentials.groups = status.groups;
-        if same_user_namespace(thread) {
-            credentials.overrides = status.capabilities & CAP_DAC_OVERRIDE != 0;
-            credentials.reads_all = status.capabilities & CAP_DAC_READ_SEARCH != 0;
+/// Who made a request.
+pub(super) struct Caller {
+    /// What it may do.
+    pub(super) credentials: Credentials,
+    thread: u32,
+    /// Its process, unless it is gone.
+    thread_group: Option<u32>,
+}
+
+impl Caller {
+    /// The thread that made a request, with the `uid` and `gid` of the request.
+    ///
+    /// Privileges count only in the user namespace of this process: in another one they say
+    /// nothing about files of this filesystem.
+    #[must_use]
+    pub(super) fn new(thread: u32, uid: u32, gid: u32) -> Caller {
+        let mut credentials = Credentials {
+            uid,
+            gid,
+            ..Credentials::default()
+        };
+        let mut thread_group = None;
+        if let Some(status) = Status::read(thread) {
+            thread_group = Some(status.thread_group);
+            credentials.groups = status.groups;
+            if same_user_namespace(thread) {
+                credentials.overrides = status.capabilities & CAP_DAC_OVERRIDE != 0;
+                credentials.reads_all = status.capabilities & CAP_DAC_READ_SEARCH != 0;
+            }
+        }
+        Caller {
+            credentials,
+            thread,
+            thread_group,
         }
     }
-    credentials
+
+    /// The process it belongs to.
+    ///
+    /// # Errors
+    /// `NoProcess`.
+    pub(super) fn process(&self) -> Result<ProcessId> {
+        let gone = Error::NoProcess(self.thread);
+        ProcessId::leading(self.thread_group.ok_or(gone)?)
+    }
+}
+
+/// A file of `/proc`, whose size is not known before it is read.
+fn read_whole(path: &str) -> io::Result<Vec<u8>> {
+    let mut file = fs::File::open(path)?;
+    let (mut bytes, mut len) = (vec![0; 4096], 0);
+    loop {
+        if len == bytes.len() {
+            bytes.resize(2 * len, 0);
+        }
+        match file.read(&mut bytes[len..]) {
+            Ok(0) => break,
+            Ok(got) => len += got,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    bytes.truncate(len);
+    Ok(bytes)
 }
 
 fn same_user_namespace(thread: u32) -> bool {
@@ -187,7 +236,7 @@ fn same_user_namespace(thread: u32) -> bool {
 
 impl Stat {
     fn read(pid: u32) -> Option<Stat> {
-        Stat::parse(&fs::read(format!("/proc/{pid}/stat")).ok()?)
+        Stat::parse(&read_whole(&format!("/proc/{pid}/stat")).ok()?)
     }
 
     /// The name of the program, in parentheses, may hold anything, parentheses included.
@@ -206,7 +255,7 @@ impl Stat {
 impl Status {
     fn read(thread: u32) -> Option<Status> {
         // The name of the program may be no text.
-        let bytes = fs::read(format!("/proc/{thread}/status")).ok()?;
+        let bytes = read_whole(&format!("/proc/{thread}/status")).ok()?;
         Status::parse(&String::from_utf8_lossy(&bytes))
     }
 

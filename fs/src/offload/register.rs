@@ -9,7 +9,7 @@ use csd_vm::request::Operation;
 use csd_vm::{Device, LoadError, LoadedProgram};
 
 use super::Offload;
-use super::process::{self, ProcessId};
+use super::process::{Caller, ProcessId};
 use super::registry::{Attachment, Registration};
 use super::snapshot::Map;
 use super::value::{Attribute, KernelFile, Value, attribute_name, operation_name};
@@ -46,6 +46,8 @@ pub struct Prepared {
     thread: u32,
     operation: Operation,
     who: Credentials,
+    /// Checked again, by its start time, when it is first watched.
+    owner: ProcessId,
     target: Ino,
     kernel: Ino,
     text: Vec<u8>,
@@ -85,20 +87,11 @@ fn find_kernel(version: &Version, who: &Credentials, value: &Value) -> Result<In
     }
 }
 
-fn read_object(file: &FileSnapshot) -> Result<Vec<u8>> {
-    if file.size() > OBJECT_LEN_MAX {
-        return Err(Error::KernelRefused(format!(
-            "the object has {} bytes, and {OBJECT_LEN_MAX} are possible",
-            file.size()
-        )));
-    }
-    file.read()
-}
-
 /// The process a registration is for.
-fn find_owner(thread: u32, who: &Credentials, value: &Value) -> Result<ProcessId> {
+fn find_owner(caller: &Caller, value: &Value) -> Result<ProcessId> {
+    let who = &caller.credentials;
     let Some(pid) = value.owner else {
-        return ProcessId::of(thread);
+        return caller.process();
     };
     let owner = ProcessId::of(pid)?;
     if owner.pid != pid {
@@ -128,13 +121,15 @@ impl Offload {
             return Err(Error::NotPermitted);
         };
         let value = Value::parse(request.value, operation)?;
-        let who = process::credentials(request.thread, request.uid, request.gid);
-        find_owner(request.thread, &who, &value)?;
+        let caller = Caller::new(request.thread, request.uid, request.gid);
+        let owner = find_owner(&caller, &value)?;
+        let who = caller.credentials;
         let kernel = find_kernel(&self.volume.version(), &who, &value)?;
         Ok(Prepared {
             thread: request.thread,
             operation,
             who,
+            owner,
             target: request.ino,
             kernel,
             text: request.value.to_vec(),
@@ -165,23 +160,38 @@ impl Offload {
         let kernel = version.file(who, kernel, Access::Read)?;
         let target = version.file(who, prepared.target, wanted(prepared.operation))?;
         let device = self.device()?;
-        let program = device.load(&read_object(&kernel)?).map_err(load_error)?;
+        let program = device
+            .load(&self.read_object(&kernel)?)
+            .map_err(load_error)?;
         self.options.verify.check(&program)?;
-        let owner = find_owner(prepared.thread, who, value)?;
-        let held = self.check_handles(prepared.target, owner)?;
-        self.insert(&device, prepared, owner, held, &program, target)
+        let held = self.check_handles(prepared.target, prepared.owner)?;
+        self.insert(&device, prepared, held, &program, target)
+    }
+
+    /// The bytes of an object. Where the device is a file they are taken from the host's cache of
+    /// it, if they are there unharmed: the same kernels are attached again and again.
+    fn read_object(&self, file: &FileSnapshot) -> Result<Vec<u8>> {
+        if file.size() > OBJECT_LEN_MAX {
+            return Err(Error::KernelRefused(format!(
+                "the object has {} bytes, and {OBJECT_LEN_MAX} are possible",
+                file.size()
+            )));
+        }
+        match file.read_cached(&**self.volume.store().device()) {
+            Some(bytes) => Ok(bytes),
+            None => file.read(),
+        }
     }
 
     fn insert(
         &self,
         device: &Device,
         prepared: Prepared,
-        owner: ProcessId,
         ends_with_handles: bool,
         program: &Arc<LoadedProgram>,
         target: FileSnapshot,
     ) -> Result<()> {
-        let ino = prepared.target;
+        let (ino, owner) = (prepared.target, prepared.owner);
         let registration = Arc::new(Registration {
             number: self.next_registration.fetch_add(1, Ordering::Relaxed),
             ino,
