@@ -7,6 +7,8 @@ use std::collections::HashSet;
 use std::fs;
 use std::io::{self, Read};
 use std::os::fd::{FromRawFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::OnceLock;
 
 use crate::error::{Error, Result};
 use crate::volume::types::Credentials;
@@ -229,9 +231,10 @@ fn read_whole(path: &str) -> io::Result<Vec<u8>> {
 }
 
 fn same_user_namespace(thread: u32) -> bool {
-    let theirs = fs::read_link(format!("/proc/{thread}/ns/user"));
-    let ours = fs::read_link("/proc/self/ns/user");
-    matches!((theirs, ours), (Ok(theirs), Ok(ours)) if theirs == ours)
+    static OURS: OnceLock<Option<PathBuf>> = OnceLock::new();
+    let ours = OURS.get_or_init(|| fs::read_link("/proc/self/ns/user").ok());
+    let theirs = fs::read_link(format!("/proc/{thread}/ns/user")).ok();
+    theirs.is_some() && theirs == *ours
 }
 
 impl Stat {
