@@ -10,7 +10,8 @@ use parking_lot::Mutex;
 
 use crate::device::LoadedProgram;
 
-/// The cache. Looked up by the object itself: comparing it is cheaper than a digest.
+/// The cache. Looked up by length and CRC32C, then by the object itself: comparing it is cheaper
+/// than a digest, and nobody gains by objects of the same CRC.
 pub(crate) struct ProgramCache {
     unused_max: usize,
     state: Mutex<State>,
@@ -18,9 +19,16 @@ pub(crate) struct ProgramCache {
 
 #[derive(Default)]
 struct State {
-    programs: HashMap<Arc<[u8]>, Entry>,
+    programs: HashMap<Key, Vec<Entry>>,
     /// Grows with every load.
     clock: u64,
+}
+
+/// Length and CRC32C of an object.
+type Key = (usize, u32);
+
+fn key(object: &[u8]) -> Key {
+    (object.len(), crc32c::crc32c(object))
 }
 
 struct Entry {
@@ -39,23 +47,35 @@ impl ProgramCache {
 
     /// The program of `object`, if it is there.
     pub(crate) fn get(&self, object: &[u8]) -> Option<Arc<LoadedProgram>> {
+        let key = key(object);
         let mut state = self.state.lock();
         state.clock += 1;
         let now = state.clock;
-        let entry = state.programs.get_mut(object)?;
+        let entries = state.programs.get_mut(&key)?;
+        let entry = entries.iter_mut().find(|e| *e.program.object == *object)?;
         entry.loaded = now;
         Some(Arc::clone(&entry.program))
     }
 
     /// Adds a program, unless someone else was faster; returns the one that is there now.
     pub(crate) fn insert(&self, program: Arc<LoadedProgram>) -> Arc<LoadedProgram> {
+        let key = key(&program.object);
         let mut state = self.state.lock();
         state.clock += 1;
         let loaded = state.clock;
-        let object = Arc::clone(&program.object);
-        let entry = state.programs.entry(object);
-        let entry = entry.or_insert(Entry { program, loaded });
-        let program = Arc::clone(&entry.program);
+        let entries = state.programs.entry(key).or_default();
+        let known = entries.iter().find(|e| e.program.object == program.object);
+        let program = match known {
+            Some(entry) => Arc::clone(&entry.program),
+            None => {
+                let entry = Entry {
+                    program: Arc::clone(&program),
+                    loaded,
+                };
+                entries.push(entry);
+                program
+            }
+        };
         self.forget_unused(&mut state);
         program
     }
@@ -65,15 +85,22 @@ impl ProgramCache {
             let unused = state
                 .programs
                 .values()
+                .flatten()
                 .filter(|entry| Arc::strong_count(&entry.program) == 1);
             if unused.clone().count() <= self.unused_max {
                 return;
             }
             let oldest = unused.min_by_key(|entry| entry.loaded);
-            let Some(object) = oldest.map(|entry| Arc::clone(&entry.program.object)) else {
+            let Some(oldest) = oldest.map(|entry| Arc::clone(&entry.program)) else {
                 return;
             };
-            state.programs.remove(&object);
+            let key = key(&oldest.object);
+            if let Some(entries) = state.programs.get_mut(&key) {
+                entries.retain(|entry| !Arc::ptr_eq(&entry.program, &oldest));
+                if entries.is_empty() {
+                    state.programs.remove(&key);
+                }
+            }
         }
     }
 }

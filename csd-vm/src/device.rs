@@ -36,6 +36,9 @@ pub struct DeviceConfig {
     pub cached_programs_max: usize,
     /// Runs kernels in the interpreter instead of compiling them: slow, for tests.
     pub interpret: bool,
+    /// Compiles kernels without the cage: never but to measure what the cage costs.
+    #[cfg(feature = "measure-uncaged")]
+    pub uncaged: bool,
 }
 
 impl Default for DeviceConfig {
@@ -47,6 +50,8 @@ impl Default for DeviceConfig {
             idle_cages_max: 16,
             cached_programs_max: 64,
             interpret: false,
+            #[cfg(feature = "measure-uncaged")]
+            uncaged: false,
         }
     }
 }
@@ -197,15 +202,23 @@ pub(crate) struct Core {
     cache_hits: AtomicU64,
 }
 
+/// The engine that a configuration asks for.
+fn engine(config: &DeviceConfig) -> Box<dyn Engine> {
+    #[cfg(feature = "measure-uncaged")]
+    if config.uncaged {
+        return Box::new(ubpf::UncagedCompiler);
+    }
+    match config.interpret {
+        true => Box::new(ubpf::Interpreter),
+        false => Box::new(ubpf::Compiler),
+    }
+}
+
 impl Core {
     fn new(storage: Arc<dyn ZonedDevice>, config: &DeviceConfig) -> Core {
-        let engine: Box<dyn Engine> = match config.interpret {
-            true => Box::new(ubpf::Interpreter),
-            false => Box::new(ubpf::Compiler),
-        };
         Core {
             storage,
-            engine,
+            engine: engine(config),
             pool: Pool::new(config.cages_max, config.idle_cages_max),
             stopping: AtomicBool::new(false),
             group: Group::new(),

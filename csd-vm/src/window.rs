@@ -17,7 +17,7 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Instant;
 
-use zns_backend::{DmaBuffer, Lba, ZonedDevice};
+use zns_backend::{DmaBuffer, Lba, MapSource, ZonedDevice};
 
 use crate::block_set::BlockSet;
 use crate::engine::cage::{Access, Cage, CageError, CagePtr, Region};
@@ -38,6 +38,10 @@ const COPY_BYTES_MAX: u64 = 4 << 20;
 
 /// Blocks a sequential read brings in at once.
 const READ_AHEAD_BLOCKS: u64 = 128;
+
+/// Blocks that the operating system is asked for beyond those that are brought in, while a file is
+/// gone through in order: so that the device reads while the kernel computes.
+const ADVISED_BLOCKS: u64 = 512;
 
 /// Why the window does not show what was asked for.
 #[derive(Debug)]
@@ -93,6 +97,10 @@ pub(crate) struct Window {
     lent: bool,
     /// The block after the last one read.
     next_read: u64,
+    /// The block after the last ones brought in.
+    next_fill: u64,
+    /// The block after the last ones the operating system was asked for in advance.
+    advised: u64,
     pieces: Vec<Piece>,
     resolved: Resolved,
     block: DmaBuffer,
@@ -109,6 +117,8 @@ impl Window {
             present: BlockSet::new(blocks),
             lent: false,
             next_read: u64::MAX,
+            next_fill: 0,
+            advised: 0,
             pieces: Vec::new(),
             resolved: Resolved::default(),
             block: DmaBuffer::new(BLOCK_SIZE),
@@ -146,6 +156,8 @@ impl Window {
         self.snapshot = None;
         self.size = 0;
         self.next_read = u64::MAX;
+        self.next_fill = 0;
+        self.advised = 0;
         Ok(())
     }
 
@@ -300,6 +312,7 @@ impl Window {
             if Instant::now() >= source.deadline {
                 return Err(WindowError::TimedOut);
             }
+            self.advise(source, self.origin + at, missing);
             let filled = self.fill(cage, source, at, missing);
             if filled.is_err() {
                 cage.clear_window(at * BLOCK, missing * BLOCK)?;
@@ -309,6 +322,32 @@ impl Window {
             at += missing;
         }
         Ok(())
+    }
+
+    /// Has the operating system read on behind `count` blocks from `first` of the file on, which are
+    /// about to be brought in, if these are the next ones. Nothing depends on it: what goes wrong
+    /// does so again, and is told, when the blocks are needed.
+    fn advise(&mut self, source: Source<'_>, first: u64, count: u64) {
+        let in_order = first == self.next_fill;
+        let behind = first + count;
+        self.next_fill = behind;
+        let from = self.advised.max(behind);
+        let end = self.size.div_ceil(BLOCK).min(behind + ADVISED_BLOCKS);
+        // In few large pieces.
+        if !in_order || from >= end || (from - behind) * 2 > ADVISED_BLOCKS {
+            return;
+        }
+        if self.resolve(source, from, end - from).is_ok() {
+            self.advised = end;
+            for extent in &self.resolved.extents {
+                if extent.blocks >= MAP_BLOCKS_MIN
+                    && let Some(lba) = extent.lba
+                    && let Ok(Some(place)) = source.storage.map_source(lba, extent.blocks)
+                {
+                    ask_for(&place, extent.blocks * BLOCK);
+                }
+            }
+        }
     }
 
     /// Brings `count` blocks to block `at` of the window.
@@ -363,7 +402,7 @@ impl Window {
 }
 
 /// Maps an extent if the device has a source for it, and has the operating system bring in what
-/// is not in its cache (asking for it in advance was measured, and slower by half).
+/// is not in its cache (asking for these very blocks first was measured, and slower by half).
 fn map_extent(cage: &mut Cage, source: Source<'_>, at: u64, lba: Lba, blocks: u64) -> Result<bool> {
     let from = source.storage.map_source(lba, blocks).map_err(storage)?;
     let Some(from) = from else {
@@ -375,6 +414,18 @@ fn map_extent(cage: &mut Cage, source: Source<'_>, at: u64, lba: Lba, blocks: u6
         tracing::debug!(%error, %lba, blocks, "an extent is copied that could not be mapped");
     }
     Ok(mapped.is_ok())
+}
+
+/// Asks the operating system for bytes of a file in advance.
+fn ask_for(place: &MapSource<'_>, len: u64) {
+    let (Ok(at), Ok(len)) = (
+        libc::off_t::try_from(place.offset),
+        libc::off_t::try_from(len),
+    ) else {
+        return;
+    };
+    // SAFETY: only gives advice about a descriptor that is borrowed for the call.
+    unsafe { libc::posix_fadvise(place.fd.as_raw_fd(), at, len, libc::POSIX_FADV_WILLNEED) };
 }
 
 /// Copies what `range` of the resolved blocks holds into the window, whose part for them starts

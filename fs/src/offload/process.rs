@@ -5,7 +5,7 @@
 
 use std::collections::HashSet;
 use std::fs;
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::OnceLock;
@@ -49,8 +49,12 @@ impl ProcessId {
     /// `NoProcess`.
     pub(super) fn of(thread: u32) -> Result<ProcessId> {
         let status = Status::read(thread).ok_or(Error::NoProcess(thread))?;
-        let pid = status.thread_group;
-        let stat = Stat::read(pid).ok_or(Error::NoProcess(thread))?;
+        ProcessId::leading(status.thread_group)
+    }
+
+    /// The process with this PID.
+    fn leading(pid: u32) -> Result<ProcessId> {
+        let stat = Stat::read(pid).ok_or(Error::NoProcess(pid))?;
         Ok(ProcessId {
             pid,
             started: stat.started,
@@ -188,6 +192,25 @@ pub(super) fn requester(thread: u32, uid: u32, gid: u32) -> Result<(ProcessId, C
     Ok((process, credentials))
 }
 
+/// A file of `/proc`, whose size is not known before it is read.
+fn read_whole(path: &str) -> io::Result<Vec<u8>> {
+    let mut file = fs::File::open(path)?;
+    let (mut bytes, mut len) = (vec![0; 4096], 0);
+    loop {
+        if len == bytes.len() {
+            bytes.resize(2 * len, 0);
+        }
+        match file.read(&mut bytes[len..]) {
+            Ok(0) => break,
+            Ok(got) => len += got,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    bytes.truncate(len);
+    Ok(bytes)
+}
+
 fn same_user_namespace(thread: u32) -> bool {
     static OURS: OnceLock<Option<PathBuf>> = OnceLock::new();
     let ours = OURS.get_or_init(|| fs::read_link("/proc/self/ns/user").ok());
@@ -197,7 +220,7 @@ fn same_user_namespace(thread: u32) -> bool {
 
 impl Stat {
     fn read(pid: u32) -> Option<Stat> {
-        Stat::parse(&fs::read(format!("/proc/{pid}/stat")).ok()?)
+        Stat::parse(&read_whole(&format!("/proc/{pid}/stat")).ok()?)
     }
 
     /// The name of the program, in parentheses, may hold anything, parentheses included.
@@ -216,7 +239,7 @@ impl Stat {
 impl Status {
     fn read(thread: u32) -> Option<Status> {
         // The name of the program may be no text.
-        let bytes = fs::read(format!("/proc/{thread}/status")).ok()?;
+        let bytes = read_whole(&format!("/proc/{thread}/status")).ok()?;
         Status::parse(&String::from_utf8_lossy(&bytes))
     }
 

@@ -44,9 +44,10 @@ pub struct SetRequest<'a> {
 /// A registration whose value makes sense.
 pub struct Prepared {
     thread: u32,
-    owner: ProcessId,
     operation: Operation,
     who: Credentials,
+    /// Checked again, by its start time, when it is first watched.
+    owner: ProcessId,
     target: Ino,
     kernel: Ino,
     text: Vec<u8>,
@@ -84,16 +85,6 @@ fn find_kernel(version: &Version, who: &Credentials, value: &Value) -> Result<In
         KernelFile::Inode(ino) => Ok(*ino),
         KernelFile::Path(path) => version.resolve(who, path),
     }
-}
-
-fn read_object(file: &FileSnapshot) -> Result<Vec<u8>> {
-    if file.size() > OBJECT_LEN_MAX {
-        return Err(Error::KernelRefused(format!(
-            "the object has {} bytes, and {OBJECT_LEN_MAX} are possible",
-            file.size()
-        )));
-    }
-    file.read()
 }
 
 /// The process a registration is for.
@@ -134,9 +125,9 @@ impl Offload {
         let kernel = find_kernel(&self.volume.version(), &who, &value)?;
         Ok(Prepared {
             thread: request.thread,
-            owner,
             operation,
             who,
+            owner,
             target: request.ino,
             kernel,
             text: request.value.to_vec(),
@@ -167,10 +158,27 @@ impl Offload {
         let kernel = version.file(who, kernel, Access::Read)?;
         let target = version.file(who, prepared.target, wanted(prepared.operation))?;
         let device = self.device()?;
-        let program = device.load(&read_object(&kernel)?).map_err(load_error)?;
+        let program = device
+            .load(&self.read_object(&kernel)?)
+            .map_err(load_error)?;
         self.options.verify.check(&program)?;
         let held = self.check_handles(prepared.target, prepared.owner)?;
         self.insert(&device, prepared, held, &program, target)
+    }
+
+    /// The bytes of an object. Where the device is a file they are taken from the host's cache of
+    /// it, if they are there unharmed: the same kernels are attached again and again.
+    fn read_object(&self, file: &FileSnapshot) -> Result<Vec<u8>> {
+        if file.size() > OBJECT_LEN_MAX {
+            return Err(Error::KernelRefused(format!(
+                "the object has {} bytes, and {OBJECT_LEN_MAX} are possible",
+                file.size()
+            )));
+        }
+        match file.read_cached(&**self.volume.store().device()) {
+            Some(bytes) => Ok(bytes),
+            None => file.read(),
+        }
     }
 
     fn insert(

@@ -8,6 +8,7 @@
 //! written to a block that belongs to this snapshot alone, so that nobody sees a change.
 
 use std::ops::ControlFlow;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::{Arc, OnceLock};
 
 use super::types::{Credentials, FileKind};
@@ -17,6 +18,7 @@ use crate::format::record::InodeRecord;
 use crate::store::PinnedView;
 use crate::store::extent::{Backing, for_each_extent};
 use crate::types::{BLOCK, BLOCK_SIZE, Ino, Lba};
+use zns_backend::ZonedDevice;
 
 /// Most symbolic links on the way to a file, as in path_resolution(7).
 const LINKS_MAX: usize = 40;
@@ -182,6 +184,39 @@ impl FileSnapshot {
         Ok(bytes)
     }
 
+    /// All its bytes, verified, through the host's cache of the file that the device is: for what is
+    /// read again and again. `None` where the device is no file, and where anything is wrong, which
+    /// [`FileSnapshot::read`] then tells.
+    #[must_use]
+    pub fn read_cached(&self, device: &dyn ZonedDevice) -> Option<Vec<u8>> {
+        if self.inline.is_some() {
+            return None;
+        }
+        let blocks = self.size.div_ceil(BLOCK);
+        let mut runs = Vec::new();
+        self.runs(0, blocks, &mut runs).ok()?;
+        let mut bytes = vec![0; (blocks * BLOCK) as usize];
+        let mut rest = &mut bytes[..];
+        for run in runs {
+            let len = match &run {
+                Run::Hole { blocks } => *blocks as usize * BLOCK_SIZE,
+                Run::Mapped { checksums, .. } => checksums.len() * BLOCK_SIZE,
+            };
+            let (here, behind) = rest.split_at_mut_checked(len)?;
+            if let Run::Mapped { lba, checksums } = run {
+                let source = device.map_source(lba, checksums.len() as u64).ok()??;
+                read_file(source.fd, source.offset, here)?;
+                let sums = here.chunks_exact(BLOCK_SIZE).map(crc32c::crc32c);
+                if !sums.eq(checksums) {
+                    return None;
+                }
+            }
+            rest = behind;
+        }
+        bytes.truncate(self.size as usize);
+        Some(bytes)
+    }
+
     /// Appends to `out` the runs that make up the `blocks` blocks from `first` on. Every address is
     /// that of a block that has been written to the device. What lies behind the end is a hole.
     ///
@@ -232,4 +267,21 @@ impl FileSnapshot {
         // Another reader may have been faster; both copies stay where they are.
         Ok(*placed.get_or_init(|| lba))
     }
+}
+
+/// Fills `bytes` from `offset` of a file on, or gives up.
+fn read_file(file: BorrowedFd<'_>, offset: u64, bytes: &mut [u8]) -> Option<()> {
+    let mut done = 0;
+    while done < bytes.len() {
+        let rest = &mut bytes[done..];
+        let at = libc::off_t::try_from(offset + done as u64).ok()?;
+        // SAFETY: `rest` is writable for its length, and the descriptor is borrowed for the call.
+        let got =
+            unsafe { libc::pread(file.as_raw_fd(), rest.as_mut_ptr().cast(), rest.len(), at) };
+        match usize::try_from(got) {
+            Ok(got) if got > 0 => done += got,
+            _ => return None,
+        }
+    }
+    Some(())
 }

@@ -29,13 +29,42 @@ pub struct Compiler;
 
 impl Engine for Compiler {
     fn prepare(&self, program: &Linked<'_>, layout: &Layout) -> Result<Box<dyn Prepared>, String> {
-        for _ in 0..TRIES {
-            if let Some(template) = Template::new(program, layout)? {
-                return Ok(Box::new(template));
-            }
-        }
-        Err("its constants cannot be told from addresses".to_owned())
+        prepare(program, layout, Masking::On)
     }
+}
+
+/// Compiles without masks, which leaves nothing between a program and the memory of the process:
+/// for measuring what the masks cost, with programs one trusts.
+#[cfg(feature = "measure-uncaged")]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct UncagedCompiler;
+
+#[cfg(feature = "measure-uncaged")]
+impl Engine for UncagedCompiler {
+    fn prepare(&self, program: &Linked<'_>, layout: &Layout) -> Result<Box<dyn Prepared>, String> {
+        prepare(program, layout, Masking::Off)
+    }
+}
+
+/// Whether loads and stores are masked into the cage.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Masking {
+    On,
+    #[cfg(feature = "measure-uncaged")]
+    Off,
+}
+
+fn prepare(
+    program: &Linked<'_>,
+    layout: &Layout,
+    masking: Masking,
+) -> Result<Box<dyn Prepared>, String> {
+    for _ in 0..TRIES {
+        if let Some(template) = Template::new(program, layout, masking)? {
+            return Ok(Box::new(template));
+        }
+    }
+    Err("its constants cannot be told from addresses".to_owned())
 }
 
 /// Bases a program is compiled for before its cage is known.
@@ -86,13 +115,17 @@ struct Template {
 
 impl Template {
     /// Nothing if other constants look like the ones to be replaced.
-    fn new(program: &Linked<'_>, layout: &Layout) -> Result<Option<Template>, String> {
+    fn new(
+        program: &Linked<'_>,
+        layout: &Layout,
+        masking: Masking,
+    ) -> Result<Option<Template>, String> {
         let bases = Bases::random()?;
         let instructions = (program.instructions)(bases.data);
         let machine = Machine::load(&instructions, program.functions)?;
-        let code = translate(&machine, instructions.len(), layout, &bases)?;
+        let code = translate(&machine, instructions.len(), layout, &bases, masking)?;
         let patches = find(&code, layout, &bases);
-        let expected = expect(&instructions, layout, &bases);
+        let expected = expect(&instructions, layout, &bases, masking);
         let base = |patch: &&(usize, Patch)| matches!(patch.1, Patch::Base);
         let based = patches.iter().filter(base).count();
         let found = (based, patches.len() - based);
@@ -131,8 +164,14 @@ fn translate(
     slots: usize,
     layout: &Layout,
     bases: &Bases,
+    masking: Masking,
 ) -> Result<Vec<u8>, String> {
-    let mask = layout.size() - 1;
+    // uBPF takes 0 for no mask.
+    let mask = match masking {
+        Masking::On => layout.size() - 1,
+        #[cfg(feature = "measure-uncaged")]
+        Masking::Off => 0,
+    };
     let mask = i32::try_from(mask).map_err(|_| "the cage is too large".to_owned())?;
     let mut code = vec![0; slots * BYTES_PER_SLOT + BYTES_FIXED];
     let mut len = code.len();
@@ -173,8 +212,14 @@ fn find(code: &[u8], layout: &Layout, bases: &Bases) -> Vec<(usize, Patch)> {
         .collect()
 }
 
-/// How many there must be: one base for each access to memory, one address for each constant.
-fn expect(instructions: &[u64], layout: &Layout, bases: &Bases) -> (usize, usize) {
+/// How many there must be: one base for each masked access to memory, one address for each
+/// constant.
+fn expect(
+    instructions: &[u64],
+    layout: &Layout,
+    bases: &Bases,
+    masking: Masking,
+) -> (usize, usize) {
     const LDDW: u8 = 0x18;
     let (mut accesses, mut addresses) = (0, 0);
     let mut slots = instructions.iter();
@@ -185,7 +230,7 @@ fn expect(instructions: &[u64], layout: &Layout, bases: &Bases) -> (usize, usize
             let value = high << 32 | slot >> 32;
             addresses += usize::from(bases.is_data(value, layout));
         } else if matches!(opcode & 7, 1..=3) {
-            accesses += 1;
+            accesses += usize::from(masking == Masking::On);
         }
     }
     (accesses, addresses)

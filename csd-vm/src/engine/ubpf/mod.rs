@@ -19,4 +19,6 @@ mod interpreter;
 mod machine;
 
 pub use compiler::Compiler;
+#[cfg(feature = "measure-uncaged")]
+pub use compiler::UncagedCompiler;
 pub use interpreter::Interpreter;
