@@ -45,6 +45,8 @@ pub(crate) struct Instance {
     compiled: Vec<Compiled>,
     /// The program whose data is in the cage.
     placed: Option<[u8; 32]>,
+    /// Page faults since pages of heap and output were given back last.
+    faults: c_long,
 }
 
 /// How an execution ended.
@@ -65,6 +67,7 @@ impl Instance {
             appended: Vec::new(),
             compiled: Vec::new(),
             placed: None,
+            faults: 0,
         })
     }
 
@@ -130,7 +133,10 @@ impl Instance {
         if self.window.holds_alone(REQUEST_REFERENCES) {
             self.window.forget(&mut self.cage)?;
         }
-        if end.faults >= FAULTS_MIN {
+        // Executions that touch a few new pages each add up.
+        self.faults += end.faults;
+        if self.faults >= FAULTS_MIN {
+            self.faults = 0;
             for region in [Region::Heap, Region::Output] {
                 let size = self.cage.accessible(region);
                 if size > KEPT_BYTES {

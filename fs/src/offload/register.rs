@@ -157,6 +157,11 @@ impl Offload {
         let kernel = find_kernel(&version, who, value)?;
         let kernel = version.file(who, kernel, Access::Read)?;
         let target = version.file(who, prepared.target, wanted(prepared.operation))?;
+        // Who may only write must not learn what is there, not even what a kernel makes of it.
+        let target = match version.file(who, prepared.target, Access::Read) {
+            Err(Error::Access) => target.without_contents(),
+            _ => target,
+        };
         let device = self.device()?;
         let program = device
             .load(&self.read_object(&kernel)?)

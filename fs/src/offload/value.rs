@@ -15,7 +15,7 @@ use crate::types::Ino;
 /// Most arguments of a kernel.
 pub const ARGUMENTS_MAX: usize = 1024;
 /// Longest time a kernel can ask for, in milliseconds.
-pub const TIMEOUT_MS_MAX: u64 = 60 * 60 * 1000;
+pub const TIMEOUT_MS_MAX: u64 = 60 * 1000;
 
 const PREFIX: &[u8] = b"user.process.csd_";
 

@@ -80,6 +80,10 @@ impl Views {
         match views.entry(registration) {
             Entry::Vacant(vacant) => {
                 vacant.insert(View::Running(vec![read]));
+                // A handle has one view at a time: the output of one that was replaced is let go.
+                views.retain(|number, view| {
+                    *number == registration || matches!(view, View::Running(_))
+                });
                 true
             }
             Entry::Occupied(mut occupied) => {

@@ -154,6 +154,16 @@ impl Version {
 }
 
 impl FileSnapshot {
+    /// The same file with nothing in it, for who may not read it.
+    #[must_use]
+    pub fn without_contents(self) -> FileSnapshot {
+        FileSnapshot {
+            size: 0,
+            inline: None,
+            ..self
+        }
+    }
+
     /// The file.
     #[must_use]
     pub fn ino(&self) -> Ino {

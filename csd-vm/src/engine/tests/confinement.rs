@@ -130,6 +130,41 @@ fn prepared_programs_run_in_every_cage_with_its_static_data() {
     }
 }
 
+/// Compilers refer to the element before the first one, or far behind the last, and add an index.
+#[test]
+fn references_beside_the_static_data_are_relocated_too() {
+    const FAR: u64 = 1 << 31;
+    let instructions = |data: u64| {
+        code(&[
+            &lddw(1, data.wrapping_sub(8)),
+            &[load(0, 1, 16)],
+            &lddw(1, data.wrapping_add(FAR)),
+            &lddw(2, FAR),
+            &[slot(0x1f, 1, 2, 0, 0), load(2, 1, 8), add_register(0, 2)],
+            &[exit()],
+        ])
+    };
+    let program = Linked {
+        instructions: &instructions,
+        functions: &[],
+    };
+    let number = 0x0123_4567u64;
+    let data = [[0; 8], number.to_le_bytes()].concat();
+    let image = DataImage {
+        read_only: &data,
+        initialised: &[],
+        zeroed: 0,
+    };
+    for engine in engines() {
+        let mut cage = cage();
+        cage.place_data(&image).unwrap();
+        let prepared = engine.prepare(&program, cage.layout()).unwrap();
+        let bound = prepared.bind(&cage).unwrap();
+        let end = bound.run(&mut cage, [0, 0], &mut NoHelpers, soon());
+        assert_eq!(end, Exit::Returned(2 * number));
+    }
+}
+
 #[test]
 fn pointers_are_masked_as_compiled_code_masks_them() {
     let mut cage = cage();

@@ -20,6 +20,10 @@ use crate::engine::{Code, Deadline, Engine, Exit, Helpers, Linked, Prepared, gua
 const BYTES_PER_SLOT: usize = 192;
 const BYTES_FIXED: usize = 4096;
 
+/// How far from the start of the data an address may be that refers to it: compilers form such as
+/// that of an element before the first one, and instructions have room for 32 bits of distance.
+const REACH: u64 = 1 << 33;
+
 /// How often to compile with other bases when constants of the program look like them.
 const TRIES: usize = 3;
 
@@ -90,9 +94,9 @@ impl Bases {
         })
     }
 
-    /// Whether `value` is an address of static data.
-    fn is_data(&self, value: u64, layout: &Layout) -> bool {
-        value.wrapping_sub(self.data) < layout.size()
+    /// Whether `value` is an address of static data, or refers to such a one.
+    fn is_data(&self, value: u64) -> bool {
+        value.wrapping_sub(self.data).wrapping_add(REACH) < 2 * REACH
     }
 }
 
@@ -101,7 +105,7 @@ impl Bases {
 enum Patch {
     /// The base of the cage.
     Base,
-    /// The address of this byte of the static data.
+    /// The address of this byte of the static data; those before it are as negative.
     Data(u64),
 }
 
@@ -124,8 +128,8 @@ impl Template {
         let instructions = (program.instructions)(bases.data);
         let machine = Machine::load(&instructions, program.functions)?;
         let code = translate(&machine, instructions.len(), layout, &bases, masking)?;
-        let patches = find(&code, layout, &bases);
-        let expected = expect(&instructions, layout, &bases, masking);
+        let patches = find(&code, &bases);
+        let expected = expect(&instructions, &bases, masking);
         let base = |patch: &&(usize, Patch)| matches!(patch.1, Patch::Base);
         let based = patches.iter().filter(base).count();
         let found = (based, patches.len() - based);
@@ -149,7 +153,7 @@ impl Prepared for Template {
         for (at, patch) in &self.patches {
             let value = match patch {
                 Patch::Base => base,
-                Patch::Data(offset) => data + offset,
+                Patch::Data(offset) => data.wrapping_add(*offset),
             };
             code[*at..*at + 8].copy_from_slice(&value.to_le_bytes());
         }
@@ -195,13 +199,13 @@ fn translate(
 }
 
 /// The constants in `code` that are bases.
-fn find(code: &[u8], layout: &Layout, bases: &Bases) -> Vec<(usize, Patch)> {
+fn find(code: &[u8], bases: &Bases) -> Vec<(usize, Patch)> {
     let patch = |window: &[u8]| {
         let value = u64::from_le_bytes(window.try_into().expect("a window of 8 bytes"));
         if value == bases.cage {
             Some(Patch::Base)
-        } else if bases.is_data(value, layout) {
-            Some(Patch::Data(value - bases.data))
+        } else if bases.is_data(value) {
+            Some(Patch::Data(value.wrapping_sub(bases.data)))
         } else {
             None
         }
@@ -214,12 +218,7 @@ fn find(code: &[u8], layout: &Layout, bases: &Bases) -> Vec<(usize, Patch)> {
 
 /// How many there must be: one base for each masked access to memory, one address for each
 /// constant.
-fn expect(
-    instructions: &[u64],
-    layout: &Layout,
-    bases: &Bases,
-    masking: Masking,
-) -> (usize, usize) {
+fn expect(instructions: &[u64], bases: &Bases, masking: Masking) -> (usize, usize) {
     const LDDW: u8 = 0x18;
     let (mut accesses, mut addresses) = (0, 0);
     let mut slots = instructions.iter();
@@ -228,7 +227,7 @@ fn expect(
         if opcode == LDDW {
             let high = slots.next().map_or(0, |second| second >> 32);
             let value = high << 32 | slot >> 32;
-            addresses += usize::from(bases.is_data(value, layout));
+            addresses += usize::from(bases.is_data(value));
         } else if matches!(opcode & 7, 1..=3) {
             accesses += usize::from(masking == Masking::On);
         }

@@ -29,7 +29,7 @@ impl Engine for Interpreter {
         let seconds = (1..instructions.len()).filter(|at| instructions[at - 1] as u8 == LDDW);
         let addresses = seconds.filter(differ).map(|second| {
             let value = constant(&instructions[second - 1..=second]);
-            (second - 1, value - SOMEWHERE)
+            (second - 1, value.wrapping_sub(SOMEWHERE))
         });
         let source = Source {
             layout: *layout,
@@ -67,7 +67,7 @@ impl Prepared for Source {
         }
         let mut instructions = self.instructions.clone();
         for (slot, offset) in &self.addresses {
-            let value = cage.address(Region::Data) + offset;
+            let value = cage.address(Region::Data).wrapping_add(*offset);
             let (low, high) = (value << 32, value & !REST);
             instructions[*slot] = instructions[*slot] & REST | low;
             instructions[slot + 1] = instructions[slot + 1] & REST | high;
