@@ -20,6 +20,10 @@ as_root() {
     if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi
 }
 
+# What it takes to build: uBPF is C (cmake, bindgen's libclang), kernels are C for BPF (clang).
+# shellcheck disable=SC2034  # used by the scripts that include this
+BUILD_PACKAGES=(build-essential clang cmake libclang-dev)
+
 # need_packages PACKAGE.. - installs what is missing (Debian and its kin).
 need_packages() {
     local missing=() package

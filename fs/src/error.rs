@@ -83,6 +83,33 @@ pub enum Error {
         /// Where the block was read.
         lba: Lba,
     },
+    /// Too many symbolic links on the way to a file.
+    #[error("too many symbolic links")]
+    TooManySymlinks,
+    /// There is no such process.
+    #[error("there is no process {0}")]
+    NoProcess(u32),
+    /// It is in use in a way that is in the way.
+    #[error("{0}")]
+    Busy(&'static str),
+    /// The value of an offload attribute is malformed.
+    #[error("{0}")]
+    BadRegistration(String),
+    /// An object is no kernel at all.
+    #[error("{0}")]
+    NotExecutable(String),
+    /// A kernel is refused.
+    #[error("the kernel is refused: {0}")]
+    KernelRefused(String),
+    /// A kernel failed.
+    #[error("{0}")]
+    KernelFailed(String),
+    /// A kernel ran out of time.
+    #[error("{0}")]
+    KernelTimedOut(String),
+    /// There is not enough memory left for this.
+    #[error("not enough memory for {0}")]
+    NoMemory(&'static str),
     /// The image, its version or its geometry cannot be mounted.
     #[error("{0}")]
     BadImage(String),
@@ -114,7 +141,15 @@ impl Error {
             Error::Unsupported(_) => libc::EOPNOTSUPP,
             Error::NoOffset => libc::ENXIO,
             Error::ReadOnly => libc::EROFS,
-            Error::CommitFailed
+            Error::TooManySymlinks => libc::ELOOP,
+            Error::NoProcess(_) => libc::ESRCH,
+            Error::Busy(_) => libc::EBUSY,
+            Error::BadRegistration(_) | Error::KernelRefused(_) => libc::EINVAL,
+            Error::NotExecutable(_) => libc::ENOEXEC,
+            Error::KernelTimedOut(_) => libc::ETIME,
+            Error::NoMemory(_) => libc::ENOMEM,
+            Error::KernelFailed(_)
+            | Error::CommitFailed
             | Error::Corrupt { .. }
             | Error::BadBlock { .. }
             | Error::BadImage(_)

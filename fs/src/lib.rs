@@ -1,6 +1,6 @@
 //! WarrenFS: a log-structured filesystem for zoned storage.
 //!
-//! `fuse` and `cli` stand on `volume`, which stands on `store` (the log), which stands on `catalog`
+//! `fuse` and `cli` stand on `offload` and `volume`, which stands on `store` (the log), which stands on `catalog`
 //! and `format`. Only `fuse` knows that FUSE exists; everything below it runs and is tested without
 //! a mount. `ARCHITECTURE.md` has the map, what may use what, and the invariants.
 
@@ -10,6 +10,7 @@ mod error;
 pub mod format;
 pub mod fsck;
 pub mod fuse;
+pub mod offload;
 pub mod report;
 pub mod size;
 pub mod store;

@@ -1,6 +1,7 @@
 //! The store on devices that fail: what was acknowledged stays, nobody waits for ever, and the
 //! zones that nothing is wrong with stay in use.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc;
@@ -9,7 +10,8 @@ use std::time::Duration;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use warren_fs::catalog::{Key, Kind};
-use warren_fs::store::{FormatOptions, Records, Store, StoreOptions};
+use warren_fs::store::extent::{Backing, for_each_extent};
+use warren_fs::store::{FormatOptions, PinnedView, Records, Store, StoreOptions};
 use warren_fs::types::{BLOCK_SIZE, Ino};
 use warren_fs::{Error, Result};
 use zns_backend::{Fault, FaultDevice, Geometry, Lba, MemDevice, When, ZoneId, ZonedDevice};
@@ -430,4 +432,45 @@ fn zones_that_failed_do_not_use_up_the_zones_that_may_be_active() {
     assert_eq!(retired(&store), 20);
     assert!(read(&store, 100, 0, 40) == blocks(19, 40));
     sound(&store);
+}
+
+/// The blocks of a file in a kept version, read from the device at the addresses it gives.
+fn from_device(store: &Store, kept: &PinnedView, ino: u64, count: u64) -> Vec<u8> {
+    let mut bytes = vec![0; count as usize * BLOCK_SIZE];
+    let mut mapped = Vec::new();
+    for_each_extent(kept, Ino(ino), 0, count, &mut |extent| {
+        if let Backing::Mapped { lba, .. } = extent.backing {
+            mapped.push((extent.start as usize, extent.len as usize, lba));
+        }
+        ControlFlow::Continue(())
+    })
+    .unwrap();
+    for (start, len, lba) in mapped {
+        let lba = kept.on_device(lba).unwrap();
+        let part = &mut bytes[start * BLOCK_SIZE..(start + len) * BLOCK_SIZE];
+        store.device().read(lba, part).unwrap();
+    }
+    bytes
+}
+
+#[test]
+fn a_kept_version_finds_blocks_whose_write_failed_where_they_went() {
+    for fault in [Fault::FailWrite, Fault::TearWrite { blocks: 2 }] {
+        let device = device(24, 400);
+        let store = formatted(&device, false);
+        write(&store, 100, 0, 1, 40).unwrap();
+        let kept = store.pinned_view();
+        device.inject(When::Nth(device.counts().0), fault);
+        let found = from_device(&store, &kept, 100, 40);
+        assert!(found == blocks(1, 40), "{fault:?}");
+        assert_eq!(retired(&store), 1, "{fault:?}: the write has failed");
+        for round in 0..40 {
+            write(&store, 100, 0, round, 200).unwrap();
+            store.collect(1).unwrap();
+            let found = from_device(&store, &kept, 100, 40);
+            assert!(found == blocks(1, 40), "{fault:?} round {round}");
+        }
+        drop(kept);
+        sound(&store);
+    }
 }

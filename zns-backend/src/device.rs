@@ -109,7 +109,8 @@ pub struct Completion {
 /// Submission and completion with a queue depth above one. Submissions from several threads are
 /// fine; a completion is delivered to exactly one waiter.
 ///
-/// Writes to one zone are started in the order of their submission.
+/// Writes to one zone are started in the order of their submission; appends in flight together get
+/// their places in any order.
 pub trait DeviceQueue: Send + Sync {
     /// Starts `request`. Blocks only while the queue is full. A request the device refuses at once
     /// (wrong state, wrong address) completes with the error; it does not fail here.

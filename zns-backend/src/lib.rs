@@ -8,7 +8,9 @@
 //! |---|---|
 //! | [`MemDevice`] | in memory, zones in a memfd |
 //! | [`FileDevice`] | an image file with persistent zone states |
+//! | [`NvmeDevice`] | a zoned NVMe namespace through Linux passthrough |
 //! | [`FaultDevice`] | a memory device that fails as planned and remembers what was written |
+//! | [`TimedDevice`] | any of them with the times of a NAND device |
 
 mod buffer;
 #[cfg(feature = "conformance")]
@@ -20,9 +22,13 @@ mod file;
 mod geometry;
 mod host;
 mod mem;
+mod nvme;
+mod pool;
 mod queue;
+mod ring;
 mod shared_zones;
 mod spec;
+mod timed;
 mod zone_state;
 
 pub use buffer::DmaBuffer;
@@ -32,5 +38,7 @@ pub use fault::{CrashPoint, Fault, FaultDevice, LoggedOp, Survival, When, WriteL
 pub use file::FileDevice;
 pub use geometry::{Geometry, Lba, ZoneId};
 pub use mem::MemDevice;
+pub use nvme::NvmeDevice;
 pub use queue::SyncQueue;
 pub use spec::{DeviceSpec, open_device, parse_size};
+pub use timed::{Clock, Profile, TimedDevice, Timing};

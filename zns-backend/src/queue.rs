@@ -29,31 +29,31 @@ impl SyncQueue {
             arrived: Condvar::new(),
         }
     }
+}
 
-    fn execute(&self, token: u64, request: Request) -> Completion {
-        let geometry = self.device.geometry();
-        let (result, buffer) = match request {
-            Request::Read { lba, mut buffer } => (
-                self.device.read(lba, &mut buffer).map(|()| lba),
-                Some(buffer),
-            ),
-            Request::Write { lba, data, blocks } => {
-                let written = payload(geometry, &data, blocks)
-                    .and_then(|payload| self.device.write(lba, payload));
-                (written.map(|()| lba), None)
-            }
-            Request::Append { zone, data, blocks } => {
-                let appended = payload(geometry, &data, blocks)
-                    .and_then(|payload| self.device.append(zone, payload));
-                (appended, None)
-            }
-            Request::Flush => (self.device.flush().map(|()| Lba(0)), None),
-        };
-        Completion {
-            token,
-            result,
-            buffer,
+/// Carries a request out.
+pub(crate) fn execute(device: &dyn ZonedDevice, token: u64, request: Request) -> Completion {
+    let geometry = device.geometry();
+    let (result, buffer) = match request {
+        Request::Read { lba, mut buffer } => {
+            (device.read(lba, &mut buffer).map(|()| lba), Some(buffer))
         }
+        Request::Write { lba, data, blocks } => {
+            let written =
+                payload(geometry, &data, blocks).and_then(|payload| device.write(lba, payload));
+            (written.map(|()| lba), None)
+        }
+        Request::Append { zone, data, blocks } => {
+            let appended =
+                payload(geometry, &data, blocks).and_then(|payload| device.append(zone, payload));
+            (appended, None)
+        }
+        Request::Flush => (device.flush().map(|()| Lba(0)), None),
+    };
+    Completion {
+        token,
+        result,
+        buffer,
     }
 }
 
@@ -72,7 +72,7 @@ pub(crate) fn payload<'a>(geometry: &Geometry, data: &'a [u8], blocks: u64) -> R
 
 impl DeviceQueue for SyncQueue {
     fn submit(&self, token: u64, request: Request) -> Result<()> {
-        let completion = self.execute(token, request);
+        let completion = execute(&*self.device, token, request);
         self.done.lock().push_back(completion);
         self.arrived.notify_one();
         Ok(())

@@ -1,4 +1,5 @@
-//! Device arguments as people type them: `mem:1G`, `file:PATH`, `PATH`.
+//! Device arguments as people type them: `mem:1G`, `file:PATH`, `PATH`, `nvme:/dev/ng0n1`, each
+//! perhaps with `?timing=PROFILE`.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -8,6 +9,8 @@ use crate::error::{Error, Result};
 use crate::file::FileDevice;
 use crate::geometry::Geometry;
 use crate::mem::MemDevice;
+use crate::nvme::NvmeDevice;
+use crate::timed::Timing;
 
 /// What a device argument names.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,26 +19,32 @@ pub enum DeviceSpec {
     Mem(u64),
     /// `file:PATH` or just `PATH`: an image file.
     File(PathBuf),
+    /// `nvme:PATH`: a zoned namespace.
+    Nvme(PathBuf),
 }
 
 impl DeviceSpec {
-    /// Reads a device argument.
+    /// Reads a device argument, apart from its timing.
     ///
     /// # Errors
     /// [`Error::BadImage`] saying what is wrong with it.
     pub fn parse(spec: &str) -> Result<DeviceSpec> {
+        let (spec, _) = Timing::split(spec)?;
         if let Some(size) = spec.strip_prefix("mem:") {
             return Ok(DeviceSpec::Mem(parse_size(size)?));
         }
-        for kind in ["nvme", "xnvme"] {
-            if spec
-                .strip_prefix(kind)
-                .is_some_and(|rest| rest.starts_with(':'))
-            {
+        if spec.starts_with("xnvme:") {
+            return Err(Error::BadImage(format!(
+                "{spec}: xnvme devices are not built in"
+            )));
+        }
+        if let Some(path) = spec.strip_prefix("nvme:") {
+            if path.is_empty() {
                 return Err(Error::BadImage(format!(
-                    "{spec}: {kind} devices are not built in"
+                    "'{spec}' names no device (nvme:/dev/ng0n1 does)"
                 )));
             }
+            return Ok(DeviceSpec::Nvme(path.into()));
         }
         let path = spec.strip_prefix("file:").unwrap_or(spec);
         if path.is_empty() {
@@ -48,11 +57,17 @@ impl DeviceSpec {
 /// Opens the device an argument names. A memory device is always fresh.
 ///
 /// # Errors
-/// As [`DeviceSpec::parse`], [`FileDevice::open`] and [`MemDevice::new`].
+/// As [`DeviceSpec::parse`], [`FileDevice::open`], [`NvmeDevice::open`] and [`MemDevice::new`].
 pub fn open_device(spec: &str, read_only: bool) -> Result<Arc<dyn ZonedDevice>> {
-    Ok(match DeviceSpec::parse(spec)? {
+    let (_, timing) = Timing::split(spec)?;
+    let device: Arc<dyn ZonedDevice> = match DeviceSpec::parse(spec)? {
         DeviceSpec::Mem(size) => Arc::new(MemDevice::new(Geometry::for_size(size)?)?),
         DeviceSpec::File(path) => Arc::new(FileDevice::open(path, read_only)?),
+        DeviceSpec::Nvme(path) => Arc::new(NvmeDevice::open(path, read_only)?),
+    };
+    Ok(match timing {
+        Some(timing) => timing.apply(device),
+        None => device,
     })
 }
 
@@ -118,14 +133,11 @@ mod tests {
             spec("a.img").expect("path"),
             DeviceSpec::File("a.img".into())
         );
-        for text in [
-            "",
-            "file:",
-            "mem:",
-            "mem:x",
-            "nvme:/dev/ng0n1",
-            "xnvme:0000:03:00.0",
-        ] {
+        assert_eq!(
+            spec("nvme:/dev/ng0n1").expect("nvme"),
+            DeviceSpec::Nvme("/dev/ng0n1".into())
+        );
+        for text in ["", "file:", "mem:", "mem:x", "nvme:", "xnvme:0000:03:00.0"] {
             assert!(spec(text).is_err(), "{text}");
         }
     }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use zns_backend::conformance::{check_all, geometries};
-use zns_backend::{FaultDevice, FileDevice, MemDevice};
+use zns_backend::{Clock, FaultDevice, FileDevice, MemDevice, Profile, TimedDevice};
 
 #[test]
 fn memory_device_conforms() {
@@ -45,5 +45,15 @@ fn file_device_conforms() {
         for geometry in geometries() {
             check_all(|| Arc::new(FileDevice::create(&image, &geometry, true).expect("device")));
         }
+    }
+}
+
+#[test]
+fn timed_device_conforms() {
+    for geometry in geometries() {
+        check_all(|| {
+            let device = Arc::new(MemDevice::new(geometry).expect("device"));
+            Arc::new(TimedDevice::new(device, Profile::ZN540, Clock::Virtual))
+        });
     }
 }

@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::fuse::mountinfo::DeviceNumber;
+use crate::offload::Offload;
 use crate::volume::Volume;
 
 /// Longest request, in bytes.
@@ -71,13 +72,30 @@ fn directory() -> PathBuf {
 /// The listening end; removes the socket when dropped.
 pub(super) struct Server {
     path: PathBuf,
-    /// Held while the last reference to the volume is dropped: no answer is in the making then.
-    volume: Arc<Mutex<Weak<Volume>>>,
+    /// Held while the last references are dropped: no answer is in the making then.
+    mount: Arc<Mutex<Served>>,
+}
+
+/// What is asked about, while it is there.
+#[derive(Default)]
+struct Served {
+    volume: Weak<Volume>,
+    offload: Weak<Offload>,
+}
+
+impl Served {
+    fn get(&self) -> Option<(Arc<Volume>, Arc<Offload>)> {
+        Some((self.volume.upgrade()?, self.offload.upgrade()?))
+    }
 }
 
 impl Server {
-    /// Starts to answer for `volume`, which it does not keep alive.
-    pub(super) fn start(device: DeviceNumber, volume: &Arc<Volume>) -> io::Result<Server> {
+    /// Starts to answer for a mount, which it does not keep alive.
+    pub(super) fn start(
+        device: DeviceNumber,
+        volume: &Arc<Volume>,
+        offload: &Arc<Offload>,
+    ) -> io::Result<Server> {
         let directory = directory();
         std::fs::DirBuilder::new()
             .recursive(true)
@@ -91,17 +109,20 @@ impl Server {
         }
         let listener = UnixListener::bind(&path)?;
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
-        let volume = Arc::new(Mutex::new(Arc::downgrade(volume)));
-        let served = Arc::clone(&volume);
+        let mount = Arc::new(Mutex::new(Served {
+            volume: Arc::downgrade(volume),
+            offload: Arc::downgrade(offload),
+        }));
+        let served = Arc::clone(&mount);
         thread::Builder::new()
             .name("control".into())
             .spawn(move || accept(&listener, &served))?;
-        Ok(Server { path, volume })
+        Ok(Server { path, mount })
     }
 
     /// Ends the answers that still need the volume. Connections that watch stay open.
     pub(super) fn stop(&self) {
-        *self.volume.lock() = Weak::new();
+        *self.mount.lock() = Served::default();
     }
 }
 
@@ -112,13 +133,13 @@ impl Drop for Server {
     }
 }
 
-fn accept(listener: &UnixListener, volume: &Arc<Mutex<Weak<Volume>>>) {
+fn accept(listener: &UnixListener, mount: &Arc<Mutex<Served>>) {
     for connection in listener.incoming() {
-        let volume = Arc::clone(volume);
+        let mount = Arc::clone(mount);
         let spawned = connection.and_then(|connection| {
             thread::Builder::new()
                 .name("control".into())
-                .spawn(move || serve(connection, &volume))
+                .spawn(move || serve(connection, &mount))
         });
         if let Err(error) = spawned {
             tracing::warn!("control connection: {error}");
@@ -126,7 +147,7 @@ fn accept(listener: &UnixListener, volume: &Arc<Mutex<Weak<Volume>>>) {
     }
 }
 
-fn serve(connection: UnixStream, volume: &Mutex<Weak<Volume>>) {
+fn serve(connection: UnixStream, mount: &Mutex<Served>) {
     let mut line = String::new();
     let mut reader = BufReader::new((&connection).take(REQUEST_LEN_MAX));
     if reader.read_line(&mut line).is_err() {
@@ -138,8 +159,8 @@ fn serve(connection: UnixStream, volume: &Mutex<Weak<Volume>>) {
             let _ = (&connection).read(&mut [0]);
             return;
         }
-        Ok(request) => match volume.lock().upgrade() {
-            Some(volume) => carry_out(request, &volume, &|done, total| {
+        Ok(request) => match mount.lock().get() {
+            Some((volume, offload)) => carry_out(request, &volume, &offload, &|done, total| {
                 let _ = send(&connection, &Reply::Progress(done, total));
             }),
             None => Reply::Failed("the mount is being closed".into()),
@@ -156,11 +177,20 @@ fn send(mut connection: &UnixStream, reply: &Reply) -> io::Result<()> {
     connection.write_all(&line)
 }
 
-fn carry_out(request: Request, volume: &Volume, progress: &(dyn Fn(u64, u64) + Sync)) -> Reply {
+fn carry_out(
+    request: Request,
+    volume: &Volume,
+    offload: &Offload,
+    progress: &(dyn Fn(u64, u64) + Sync),
+) -> Reply {
     let store = volume.store();
     let report = match request {
         Request::Info => Ok(serde_json::to_value(store.info())),
-        Request::Stats => Ok(serde_json::to_value(store.stats())),
+        Request::Stats => {
+            let mut stats = store.stats();
+            stats.groups.extend(offload.stats());
+            Ok(serde_json::to_value(stats))
+        }
         Request::Zones => store.zone_table().map(serde_json::to_value),
         Request::Scrub => Ok(serde_json::to_value(store.scrub(progress))),
         Request::Sync => volume.sync().map(serde_json::to_value),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use zns_backend::{DeviceSpec, Error, ZonedDevice};
+use zns_backend::{DeviceSpec, Error, Timing, ZonedDevice};
 
 use super::Failure;
 
@@ -22,6 +22,8 @@ pub(super) struct Device {
     pub(super) name: String,
     /// What it names.
     pub(super) spec: DeviceSpec,
+    /// How it is timed, if it is.
+    pub(super) timing: Option<Timing>,
     /// As [`zns_backend::open_device`] takes it, wherever the process stands.
     pub(super) absolute: String,
 }
@@ -29,7 +31,9 @@ pub(super) struct Device {
 impl Device {
     /// Reads a device argument.
     pub(super) fn parse(argument: &str) -> Result<Device, Failure> {
-        let spec = DeviceSpec::parse(argument).map_err(|e| Failure::usage("", e))?;
+        let usage = |e| Failure::usage("", e);
+        let spec = DeviceSpec::parse(argument).map_err(usage)?;
+        let (bare, timing) = Timing::split(argument).map_err(usage)?;
         let absolute = match &spec {
             DeviceSpec::File(path) => {
                 let path = std::path::absolute(path).map_err(|e| Failure::new(argument, e))?;
@@ -43,12 +47,21 @@ impl Device {
                     None => return Err(Failure::new(argument, "the path is not valid UTF-8")),
                 }
             }
-            DeviceSpec::Mem(_) => argument.into(),
+            DeviceSpec::Nvme(path) => {
+                let path = std::path::absolute(path).map_err(|e| Failure::new(argument, e))?;
+                let path = path
+                    .to_str()
+                    .ok_or_else(|| Failure::new(argument, "the path is not valid UTF-8"))?;
+                format!("nvme:{path}")
+            }
+            DeviceSpec::Mem(_) => bare.into(),
         };
+        let suffix = timing.map(|timing| timing.to_string());
         Ok(Device {
             name: argument.into(),
             spec,
-            absolute,
+            timing,
+            absolute: absolute + &suffix.unwrap_or_default(),
         })
     }
 

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use zns_backend::{DeviceSpec, FileDevice, Geometry, ZonedDevice};
+use zns_backend::{DeviceSpec, FileDevice, Geometry, ZoneId, ZonedDevice};
 
 use super::device::Device;
 use super::{CommandResult, Failure, Outcome, output};
@@ -64,6 +64,16 @@ struct Shape {
     size: Option<u64>,
 }
 
+impl Shape {
+    /// Whether anything was asked for.
+    fn is_given(self) -> bool {
+        self.zones.is_some()
+            || self.zone_size.is_some()
+            || self.zone_capacity.is_some()
+            || self.size.is_some()
+    }
+}
+
 pub(super) fn run(args: &Args) -> CommandResult {
     if args.label.len() > LABEL_LEN_MAX {
         let problem = format!("longer than {LABEL_LEN_MAX} bytes");
@@ -85,6 +95,18 @@ pub(super) fn run(args: &Args) -> CommandResult {
             ));
         }
         DeviceSpec::File(path) => open_image(&device, path, shape, args.force)?,
+        DeviceSpec::Nvme(_) if shape.is_given() => {
+            return Err(Failure::usage(
+                &device.name,
+                "the zones of a device are what they are: no --size, --zones, --zone-size or \
+                 --zone-capacity",
+            ));
+        }
+        DeviceSpec::Nvme(_) => open_namespace(&device, args.force)?,
+    };
+    let opened = match device.timing {
+        Some(timing) => timing.apply(opened),
+        None => opened,
     };
     let options = FormatOptions {
         label: args.label.clone(),
@@ -112,6 +134,24 @@ fn make_root(device: &Arc<dyn ZonedDevice>) -> crate::Result<()> {
     Volume::open(Arc::clone(device), &options)?.close()
 }
 
+/// Opens a namespace that may be formatted: what is in its zones may be somebody else's.
+fn open_namespace(device: &Device, force: bool) -> Result<Arc<dyn ZonedDevice>, Failure> {
+    let opened = device.open_waiting(false)?;
+    if force {
+        return Ok(opened);
+    }
+    let report = opened.report(ZoneId(0), opened.geometry().zones);
+    let report = report.map_err(|e| device.failure(e))?;
+    let written = report.iter().filter(|zone| zone.write_pointer > 0).count();
+    if written > 0 {
+        return Err(Failure::new(
+            &device.name,
+            format!("{written} of its zones hold something; --force overwrites it"),
+        ));
+    }
+    Ok(opened)
+}
+
 fn open_image(
     device: &Device,
     path: &Path,
@@ -125,10 +165,7 @@ fn open_image(
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
         Err(e) => return Err(Failure::new(&device.name, e)),
     };
-    let given = shape.zones.is_some()
-        || shape.zone_size.is_some()
-        || shape.zone_capacity.is_some()
-        || shape.size.is_some();
+    let given = shape.is_given();
     let create = |replace: bool| -> Result<Arc<dyn ZonedDevice>, Failure> {
         let geometry = geometry(shape, length.filter(|length| *length > 0))
             .map_err(|problem| Failure::usage(&device.name, problem))?;

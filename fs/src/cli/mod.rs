@@ -9,6 +9,7 @@ mod device;
 mod fsck;
 mod helper;
 mod info;
+mod kernel;
 mod mkfs;
 mod mount;
 mod output;
@@ -55,6 +56,7 @@ enum Command {
     Zones(zones::Args),
     Stats(stats::Args),
     Scrub(scrub::Args),
+    Kernel(kernel::Args),
 }
 
 /// Why a command failed: which input, and what is wrong with it.
@@ -141,6 +143,7 @@ fn dispatch(command: Command) -> CommandResult {
         Command::Zones(args) => zones::run(&args),
         Command::Stats(args) => stats::run(&args),
         Command::Scrub(args) => scrub::run(&args),
+        Command::Kernel(args) => kernel::run(&args),
     }
 }
 

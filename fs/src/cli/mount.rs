@@ -9,6 +9,7 @@ use super::device::Device;
 use super::{CommandResult, Failure, Outcome, output};
 use crate::fuse::options::MountOptions;
 use crate::fuse::session::{self, Mounted};
+use crate::offload::{self, Offload};
 use crate::store::{FormatOptions, Store, StoreOptions};
 use crate::volume::Volume;
 
@@ -109,7 +110,11 @@ fn serve(
     options: &MountOptions,
     report: Option<Report>,
 ) -> Result<(), Failure> {
-    let (mounted, volume) = match start(device, mount_point, options) {
+    let Started {
+        mounted,
+        volume,
+        offload,
+    } = match start(device, mount_point, options) {
         Ok(started) => started,
         Err(failure) => {
             return match report {
@@ -122,7 +127,7 @@ fn serve(
             };
         }
     };
-    let server = Server::start(mounted.device(), &volume)
+    let server = Server::start(mounted.device(), &volume, &offload)
         .inspect_err(|error| tracing::warn!("no control socket: {error}"))
         .ok();
     if let Some(report) = report {
@@ -132,6 +137,9 @@ fn serve(
     if let Some(server) = &server {
         server.stop();
     }
+    // Registrations hold versions of the volume.
+    offload.shutdown();
+    drop(offload);
     let closed = volume.close();
     // The device is free for its next user before anyone learns that this process has ended.
     drop(volume);
@@ -142,11 +150,14 @@ fn serve(
     })
 }
 
-fn start(
-    device: &Device,
-    mount_point: &Path,
-    options: &MountOptions,
-) -> Result<(Mounted, Arc<Volume>), Failure> {
+/// What a mount consists of.
+struct Started {
+    mounted: Mounted,
+    volume: Arc<Volume>,
+    offload: Arc<Offload>,
+}
+
+fn start(device: &Device, mount_point: &Path, options: &MountOptions) -> Result<Started, Failure> {
     let opened = device.open_waiting(options.read_only)?;
     if device.is_volatile() {
         Store::format(&opened, &FormatOptions::default()).map_err(|e| device.failure(e))?;
@@ -159,8 +170,25 @@ fn start(
         store.cache_bytes = bytes;
     }
     let volume = Arc::new(Volume::open(opened, &store).map_err(|e| device.failure(e))?);
-    let mounted =
-        session::mount_volume(Arc::clone(&volume), &device.absolute, mount_point, options)
-            .map_err(|e| Failure::new("", e))?;
-    Ok((mounted, volume))
+    let kernels = offload::Options {
+        verify: options.csd_verify,
+        workers: options.csd_workers,
+        timeout: options.csd_timeout,
+        direct_io: options.direct_io,
+    };
+    let offload =
+        Offload::new(Arc::clone(&volume), kernels).map_err(|e| Failure::new("kernels", e))?;
+    let mounted = session::mount_volume(
+        Arc::clone(&volume),
+        &offload,
+        &device.absolute,
+        mount_point,
+        options,
+    )
+    .map_err(|e| Failure::new("", e))?;
+    Ok(Started {
+        mounted,
+        volume,
+        offload,
+    })
 }

@@ -3,7 +3,7 @@
 //! Under the writeback cache the kernel sends SEEK_DATA and SEEK_HOLE without writing dirty pages
 //! first (`fuse_lseek`, Linux 6.18), so the volume would report holes where there is data.
 //! Therefore such a request first has the kernel write them, by invalidating the pages of the
-//! inode, and only then is answered.
+//! inode, and only then is answered. The same holds for the snapshot that registering a kernel takes.
 //!
 //! That waits for write requests, which the event loops must be free to serve, so it happens on a
 //! thread of its own. Only files with a writable cached handle can have dirty pages: closing a
@@ -27,6 +27,14 @@ pub(super) struct PendingSeek {
     pub(super) offset: i64,
     pub(super) whence: i32,
     pub(super) reply: ReplyLseek,
+}
+
+/// Something that waits for dirty pages.
+pub(super) enum Pending {
+    /// A seek.
+    Seek(PendingSeek),
+    /// Anything else: which files have to be written, and what to do then.
+    Other(Vec<Ino>, Box<dyn FnOnce() + Send>),
 }
 
 /// The files that may have dirty pages: their writable cached handles.
@@ -54,26 +62,38 @@ impl Writers {
 }
 
 /// The queue to the thread, and its end for [`start`].
-pub(super) fn queue() -> (Sender<PendingSeek>, Receiver<PendingSeek>) {
+pub(super) fn queue() -> (Sender<Pending>, Receiver<Pending>) {
     channel()
 }
 
 /// Starts the thread. It ends when the adapter that holds the other end of the queue goes.
 pub(super) fn start(
     core: Arc<Core>,
-    pending: Receiver<PendingSeek>,
+    pending: Receiver<Pending>,
     notifier: Notifier,
 ) -> io::Result<JoinHandle<()>> {
     thread::Builder::new()
         .name("write-back".into())
         .spawn(move || {
-            for seek in pending {
-                // Data before the offset has no say in the answer. The kernel knows the inode,
-                // since somebody has it open; pages it cannot drop it has written all the same.
-                if let Err(error) = notifier.inval_inode(INodeNo(seek.ino.0), seek.offset, 0) {
-                    tracing::debug!(inode = seek.ino.0, "write-back: {error}");
+            // The kernel knows the inodes, since somebody has them open; pages it cannot drop it
+            // has written all the same.
+            let write_back = |ino: Ino, offset: i64| {
+                if let Err(error) = notifier.inval_inode(INodeNo(ino.0), offset, 0) {
+                    tracing::debug!(inode = ino.0, "write-back: {error}");
                 }
-                core.answer_seek(seek);
+            };
+            for request in pending {
+                match request {
+                    Pending::Seek(seek) => {
+                        // Data before the offset has no say in the answer.
+                        write_back(seek.ino, seek.offset);
+                        core.answer_seek(seek);
+                    }
+                    Pending::Other(files, then) => {
+                        files.into_iter().for_each(|ino| write_back(ino, 0));
+                        then();
+                    }
+                }
             }
         })
 }

@@ -19,6 +19,7 @@
 mod convert;
 mod dirty;
 mod gate;
+mod kernels;
 mod latency;
 pub mod mountinfo;
 mod ops;
@@ -33,15 +34,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender};
 use std::time::Duration;
 
-use fuser::{
-    Errno, FileAttr, FopenFlags, Generation, InitFlags, KernelConfig, ReplyEmpty, ReplyEntry,
-};
+use fuser::{Errno, FileAttr, Generation, InitFlags, KernelConfig, ReplyEmpty, ReplyEntry};
 
 use crate::error::{Error, Result};
+use crate::offload::Offload;
 use crate::types::Ino;
 use crate::volume::Volume;
 use crate::volume::types::{Attributes, Seek};
-use dirty::{PendingSeek, Writers};
+use dirty::{Pending, PendingSeek, Writers};
 use gate::Gate;
 use options::MountOptions;
 use stale::StaleAttributes;
@@ -79,13 +79,14 @@ pub struct Adapter {
     no_opendir: bool,
     /// Writes are gathered in the page cache, and the kernel owns size and times of files.
     writeback: bool,
-    seeks: Sender<PendingSeek>,
+    write_back: Sender<Pending>,
     gate: Arc<Gate>,
 }
 
 /// What the event loops share with the thread of [`dirty`].
 struct Core {
     volume: Arc<Volume>,
+    offload: Arc<Offload>,
     writers: Writers,
     stale: StaleAttributes,
     /// A request has panicked; changes are refused from then on.
@@ -96,13 +97,15 @@ impl Adapter {
     /// An adapter of `volume`, and the queue of requests for [`dirty::start`].
     fn new(
         volume: Arc<Volume>,
+        offload: Arc<Offload>,
         options: MountOptions,
         gate: Arc<Gate>,
-    ) -> (Adapter, Receiver<PendingSeek>) {
-        let (seeks, pending) = dirty::queue();
+    ) -> (Adapter, Receiver<Pending>) {
+        let (write_back, pending) = dirty::queue();
         let adapter = Adapter {
             core: Arc::new(Core {
                 volume,
+                offload,
                 writers: Writers::default(),
                 stale: StaleAttributes::default(),
                 broken: AtomicBool::new(false),
@@ -110,7 +113,7 @@ impl Adapter {
             options,
             no_opendir: false,
             writeback: false,
-            seeks,
+            write_back,
             gate,
         };
         (adapter, pending)
@@ -181,21 +184,6 @@ impl Adapter {
         let absent: FileAttr = convert::no_entry();
         let timeout = self.options.negative_timeout;
         reply.entry_with_ttls(&Duration::ZERO, &timeout, &absent, GENERATION);
-    }
-
-    /// How a file opened with `flags` of open(2) is cached.
-    ///
-    /// A direct handle needs no alignment, and its writes run in parallel unless they extend the
-    /// file. Under the writeback cache O_DIRECT gets an ordinary handle all the same, whose reads
-    /// and writes the kernel passes by the cache: with FOPEN_DIRECT_IO it would keep showing the
-    /// mtime it owns and never move it (Linux 6.18).
-    fn open_flags(&self, flags: i32) -> FopenFlags {
-        let direct = self.options.direct_io || (flags & libc::O_DIRECT != 0 && !self.writeback);
-        if direct {
-            FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES
-        } else {
-            FopenFlags::FOPEN_KEEP_CACHE
-        }
     }
 
     /// Whether a handle opened with `flags` of open(2) can leave dirty pages.

@@ -16,8 +16,9 @@ use fuser::{
     ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
-use super::dirty::PendingSeek;
-use super::{Adapter, GENERATION, convert};
+use super::dirty::{Pending, PendingSeek};
+use super::kernels::{HANDLE_DIRECT, KernelRead, KernelWrite};
+use super::{Adapter, GENERATION, convert, kernels};
 use crate::error::{Error, Result};
 use crate::types::{BLOCK_SIZE, Ino};
 use crate::volume::Volume;
@@ -29,27 +30,17 @@ const NAME_LEN_MAX: u32 = 255;
 const COPY_LEN_MAX: u64 = 64 << 20;
 /// Entries fetched from the volume at a time by `readdirplus`.
 const READDIRPLUS_BATCH: usize = 64;
-/// Handle bit: the handle bypasses the page cache.
-const HANDLE_DIRECT: u64 = 1;
 
 thread_local! {
     /// Read buffer of an event loop, kept from request to request.
     static READ_BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-fn answer(reply: ReplyEmpty, result: std::result::Result<(), Errno>) {
+pub(super) fn answer(reply: ReplyEmpty, result: std::result::Result<(), Errno>) {
     match result {
         Ok(()) => reply.ok(),
         Err(errno) => reply.error(errno),
     }
-}
-
-fn handle(flags: FopenFlags) -> FileHandle {
-    FileHandle(if flags.contains(FopenFlags::FOPEN_DIRECT_IO) {
-        HANDLE_DIRECT
-    } else {
-        0
-    })
 }
 
 /// Whether changing the owner, or the size by somebody without CAP_FSETID, ends the set-ID bits
@@ -339,8 +330,8 @@ impl Filesystem for Adapter {
                 if self.makes_dirty(flags.0) {
                     self.core.writers.add(ino);
                 }
-                let cached = self.open_flags(flags.0);
-                reply.opened(handle(cached), cached);
+                let (handle, cached) = self.handle(request, ino, flags.0);
+                reply.opened(handle, cached);
             }
             Err(errno) => reply.error(errno),
         }
@@ -369,10 +360,10 @@ impl Filesystem for Adapter {
                 if self.makes_dirty(flags) {
                     self.core.writers.add(file.ino);
                 }
-                let cached = self.open_flags(flags);
+                let (handle, cached) = self.handle(request, file.ino, flags);
                 let timeout = self.options.attr_timeout.min(self.options.entry_timeout);
                 let attributes = convert::attributes(&file);
-                reply.created(&timeout, &attributes, GENERATION, handle(cached), cached);
+                reply.created(&timeout, &attributes, GENERATION, handle, cached);
             }
             Err(errno) => reply.error(errno),
         }
@@ -380,17 +371,21 @@ impl Filesystem for Adapter {
 
     fn read(
         &self,
-        _: &Request,
+        request: &Request,
         ino: INodeNo,
-        _: FileHandle,
+        fh: FileHandle,
         offset: u64,
         size: u32,
         _: OpenFlags,
-        _: Option<LockOwner>,
+        locks: Option<LockOwner>,
         reply: ReplyData,
     ) {
         let _turn = self.gate.turn();
         let ino = convert::ino(ino);
+        if let Some(job) = self.read_job(request, ino, fh, locks) {
+            let read = KernelRead { ino, offset, size };
+            return self.read_through_kernels(job, read, reply);
+        }
         READ_BUFFER.with_borrow_mut(|buffer| {
             let _absence = self.gate.step_out();
             let result = self.core.run("read", ino, |volume| {
@@ -405,14 +400,14 @@ impl Filesystem for Adapter {
 
     fn write(
         &self,
-        _: &Request,
+        request: &Request,
         ino: INodeNo,
         fh: FileHandle,
         offset: u64,
         data: &[u8],
         write_flags: WriteFlags,
         flags: OpenFlags,
-        _: Option<LockOwner>,
+        locks: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
         let _turn = self.gate.turn();
@@ -424,6 +419,16 @@ impl Filesystem for Adapter {
         // The kernel follows a cached O_SYNC write with an fsync of its own, but no direct one.
         let synchronous = flags.0 & (libc::O_SYNC | libc::O_DSYNC) != 0 || self.options.sync;
         let commit = synchronous && !from_cache && fh.0 & HANDLE_DIRECT != 0;
+        if !from_cache && let Some(job) = self.write_job(request, ino, fh, locks) {
+            let write = KernelWrite {
+                ino,
+                offset,
+                data,
+                kill_privileges: kill,
+                sync: commit,
+            };
+            return self.write_through_kernels(job, &write, reply);
+        }
         let result = self.core.change("write", ino, |volume| {
             volume.write(ino, offset, data, kill, now)?;
             if commit {
@@ -454,7 +459,7 @@ impl Filesystem for Adapter {
         &self,
         _: &Request,
         ino: INodeNo,
-        _: FileHandle,
+        fh: FileHandle,
         flags: OpenFlags,
         _: Option<LockOwner>,
         _: bool,
@@ -468,6 +473,7 @@ impl Filesystem for Adapter {
         self.core.stale.tell(ino);
         let result = self.core.run("release", ino, |volume| {
             volume.release(ino);
+            self.core.offload.close(ino, kernels::number(fh));
             Ok(())
         });
         answer(reply, result);
@@ -591,12 +597,20 @@ impl Filesystem for Adapter {
         _position: u32,
         reply: ReplyEmpty,
     ) {
-        answer(reply, self.set_xattr(request, ino, name, value, flags));
+        let _turn = self.gate.turn();
+        self.set_xattr(request, ino, name, value, flags, reply);
     }
 
-    fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+    fn getxattr(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        name: &OsStr,
+        size: u32,
+        reply: ReplyXattr,
+    ) {
         let _turn = self.gate.turn();
-        self.get_xattr(ino, name, size, reply);
+        self.get_xattr(request, ino, name, size, reply);
     }
 
     fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
@@ -678,25 +692,30 @@ impl Filesystem for Adapter {
         };
         if !self.core.writers.contains(seek.ino) {
             self.core.answer_seek(seek);
-        } else if let Err(unsent) = self.seeks.send(seek) {
-            self.core.answer_seek(unsent.0);
+        } else if let Err(unsent) = self.write_back.send(Pending::Seek(seek))
+            && let Pending::Seek(seek) = unsent.0
+        {
+            self.core.answer_seek(seek);
         }
     }
 
     fn copy_file_range(
         &self,
-        _: &Request,
+        request: &Request,
         from: INodeNo,
-        _: FileHandle,
+        from_handle: FileHandle,
         from_offset: u64,
         to: INodeNo,
-        _: FileHandle,
+        to_handle: FileHandle,
         to_offset: u64,
         len: u64,
         _: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
         let (from, to) = (convert::ino(from), convert::ino(to));
+        if self.copies_through_kernels(request, (from, from_handle), (to, to_handle)) {
+            return reply.error(Errno::EINVAL);
+        }
         let len = len.min(COPY_LEN_MAX);
         let result = self.core.change("copy_file_range", to, |volume| {
             volume.copy_range(from, from_offset, to, to_offset, len)

@@ -8,6 +8,9 @@ use std::time::Duration;
 
 use zns_backend::parse_size;
 
+use crate::offload::value::TIMEOUT_MS_MAX;
+use crate::offload::{self, Verify};
+
 /// Longest lifetime of what the kernel caches, where nothing else is asked for: a day.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
 /// Largest request, in bytes. The kernel's own limit is 256 pages unless an administrator raises
@@ -62,6 +65,13 @@ pub struct MountOptions {
     pub max_readahead: u32,
     /// Background requests in flight before the kernel waits (`max_background=N`).
     pub max_background: u16,
+    /// Whether kernels are verified before they are registered
+    /// (`csd_verify=off|report|require`).
+    pub csd_verify: Verify,
+    /// Worker threads for kernels (`csd_workers=N`); 0: as many as there are processors.
+    pub csd_workers: usize,
+    /// Longest run of a kernel that does not ask for another (`csd_timeout_ms=N`).
+    pub csd_timeout: Duration,
     /// How long attributes are valid (`attr_timeout=SECONDS`).
     pub attr_timeout: Duration,
     /// How long entries are valid (`entry_timeout=SECONDS`).
@@ -93,6 +103,9 @@ impl Default for MountOptions {
             max_write: DEFAULT_REQUEST_BYTES,
             max_readahead: DEFAULT_REQUEST_BYTES,
             max_background: 128,
+            csd_verify: Verify::Off,
+            csd_workers: 0,
+            csd_timeout: offload::DEFAULT_TIMEOUT,
             attr_timeout: DEFAULT_TIMEOUT,
             entry_timeout: DEFAULT_TIMEOUT,
             negative_timeout: DEFAULT_TIMEOUT,
@@ -199,7 +212,9 @@ impl MountOptions {
             "remount" => return Err(OptionError::Remount),
             "cache" | "threads" | "log" | "fsname" | "subtype" | "max_read" | "max_write"
             | "max_readahead" | "max_background" | "attr_timeout" | "entry_timeout"
-            | "negative_timeout" => return Err(bad(option, "needs a value")),
+            | "negative_timeout" | "csd_verify" | "csd_workers" | "csd_timeout_ms" => {
+                return Err(bad(option, "needs a value"));
+            }
             _ if is_comment(option) => {}
             _ => return Err(OptionError::Unknown(option.into())),
         }
@@ -220,6 +235,19 @@ impl MountOptions {
             "max_write" => self.max_write = request_size(option, value)?,
             "max_readahead" => self.max_readahead = request_size(option, value)?,
             "max_background" => self.max_background = number(option, value, 4, 65535)? as u16,
+            "csd_verify" => {
+                self.csd_verify = match value {
+                    "off" => Verify::Off,
+                    "report" => Verify::Report,
+                    "require" => Verify::Require,
+                    _ => return Err(bad(option, "not one of off, report and require")),
+                }
+            }
+            "csd_workers" => self.csd_workers = number(option, value, 1, 256)? as usize,
+            "csd_timeout_ms" => {
+                let ms = number(option, value, 1, TIMEOUT_MS_MAX)?;
+                self.csd_timeout = Duration::from_millis(ms);
+            }
             "attr_timeout" => self.attr_timeout = seconds(option, value)?,
             "entry_timeout" => self.entry_timeout = seconds(option, value)?,
             "negative_timeout" => self.negative_timeout = seconds(option, value)?,
@@ -294,7 +322,7 @@ mod tests {
     #[test]
     fn values_are_parsed() {
         let options = parsed(
-            "cache=256M,threads=3,log=/l,fsname=f,max_read=64K,max_write=128K,attr_timeout=0.5",
+            "csd_verify=require,csd_workers=3,csd_timeout_ms=250,cache=256M,threads=3,log=/l,fsname=f,max_read=64K,max_write=128K,attr_timeout=0.5",
         )
         .unwrap();
         assert_eq!(options.cache_bytes, Some(256 << 20));
@@ -306,6 +334,9 @@ mod tests {
             (Some(64 << 10), 128 << 10)
         );
         assert_eq!(options.attr_timeout, Duration::from_millis(500));
+        assert_eq!(options.csd_verify, Verify::Require);
+        assert_eq!(options.csd_workers, 3);
+        assert_eq!(options.csd_timeout, Duration::from_millis(250));
     }
 
     #[test]
@@ -329,6 +360,12 @@ mod tests {
             "max_background=0",
             "attr_timeout=-1",
             "entry_timeout=nan",
+            "csd_verify",
+            "csd_verify=maybe",
+            "csd_workers=0",
+            "csd_workers",
+            "csd_timeout_ms=0",
+            "csd_timeout_ms=1s",
         ] {
             let error = parsed(list).unwrap_err();
             assert!(

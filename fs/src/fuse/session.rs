@@ -18,10 +18,12 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::{SigSet, Signal};
 
 use super::gate::Gate;
+use super::kernels::Pages;
 use super::latency::Watch;
 use super::mountinfo::{self, DeviceNumber, FSTYPE};
 use super::options::MountOptions;
 use super::{Adapter, dirty, stale};
+use crate::offload::Offload;
 use crate::volume::Volume;
 
 /// How long requests in flight may take when a busy mount is detached.
@@ -94,6 +96,7 @@ pub fn check_mount_point(path: &Path) -> Result<PathBuf, MountError> {
 /// [`MountError`].
 pub fn mount_volume(
     volume: Arc<Volume>,
+    offload: &Arc<Offload>,
     source: &str,
     mount_point: &Path,
     options: &MountOptions,
@@ -118,15 +121,18 @@ pub fn mount_volume(
         Some(data.as_str()),
     )
     .map_err(|e| refused(e.into()))?;
-    let connected = connect(volume, fuse.into(), options).and_then(|(session, write_back)| {
-        let entry = mountinfo::find(mount_point)?;
-        let entry = entry.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
-        Ok(Mounted {
-            session,
-            write_back,
-            device: entry.device,
-        })
-    });
+    let connected =
+        connect(volume, offload, fuse.into(), options).and_then(|(session, write_back)| {
+            let entry = mountinfo::find(mount_point)?;
+            let entry = entry.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+            let DeviceNumber { major, minor } = entry.device;
+            offload.mounted((major, minor), Box::new(Pages(session.notifier())));
+            Ok(Mounted {
+                session,
+                write_back,
+                device: entry.device,
+            })
+        });
     match connected {
         Ok(mounted) => {
             set_readahead(mounted.device, options.max_readahead);
@@ -146,6 +152,7 @@ pub fn mount_volume(
 /// processors.
 fn connect(
     volume: Arc<Volume>,
+    offload: &Arc<Offload>,
     fuse: OwnedFd,
     options: &MountOptions,
 ) -> io::Result<(Session<Adapter>, JoinHandle<()>)> {
@@ -162,11 +169,11 @@ fn connect(
         Watch::off()
     };
     let gate = Gate::new(processors, watch);
-    let (adapter, seeks) = Adapter::new(volume, options.clone(), gate);
+    let (adapter, pending) = Adapter::new(volume, Arc::clone(offload), options.clone(), gate);
     let core = Arc::clone(&adapter.core);
     let session = Session::from_fd(adapter, fuse, SessionACL::All, config)?;
     stale::start(&core, session.notifier())?;
-    let write_back = dirty::start(core, seeks, session.notifier())?;
+    let write_back = dirty::start(core, pending, session.notifier())?;
     Ok((session, write_back))
 }
 

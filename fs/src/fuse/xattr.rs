@@ -3,10 +3,12 @@
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
-use fuser::{Errno, INodeNo, ReplyXattr, Request};
+use fuser::{Errno, INodeNo, ReplyEmpty, ReplyXattr, Request};
 
+use super::ops::answer;
 use super::{Adapter, convert};
 use crate::error::Error;
+use crate::offload::value::Attribute;
 
 /// Setting this one may end the set-group-ID bit.
 const ACCESS_ACL: &[u8] = b"system.posix_acl_access";
@@ -19,10 +21,15 @@ impl Adapter {
         name: &OsStr,
         value: &[u8],
         flags: i32,
-    ) -> Result<(), Errno> {
+        reply: ReplyEmpty,
+    ) {
         let (ino, caller) = (convert::ino(ino), convert::caller(request, 0));
         let name = name.as_bytes();
-        self.core.change("setxattr", ino, |volume| {
+        if let Some(attribute) = Attribute::from_name(name) {
+            let flags = convert::xattr_flags(flags, false);
+            return self.register(&caller, ino, attribute, value, flags, reply);
+        }
+        let result = self.core.change("setxattr", ino, |volume| {
             // posix_acl(5) by way of chmod(2): whoever is neither in the file's group nor
             // privileged loses the bit. The kernel's own verdict travels in the extended request
             // (FUSE_SETXATTR_EXT), which fuser does not read.
@@ -37,22 +44,35 @@ impl Adapter {
                 volume.fsync(ino)?;
             }
             Ok(())
-        })
+        });
+        answer(reply, result);
     }
 
-    pub(super) fn get_xattr(&self, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+    pub(super) fn get_xattr(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        name: &OsStr,
+        size: u32,
+        reply: ReplyXattr,
+    ) {
         let ino = convert::ino(ino);
         let value = self.core.run("getxattr", ino, |volume| {
-            volume.getxattr(ino, name.as_bytes())
+            match Attribute::from_name(name.as_bytes()) {
+                Some(attribute) => self.core.offload.value(ino, request.pid(), attribute),
+                None => volume.getxattr(ino, name.as_bytes()),
+            }
         });
         answer_sized(reply, size, value);
     }
 
     pub(super) fn list_xattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
         let (ino, caller) = (convert::ino(ino), convert::caller(request, 0));
-        let names = self
-            .core
-            .run("listxattr", ino, |volume| volume.listxattr(&caller, ino));
+        let names = self.core.run("listxattr", ino, |volume| {
+            let mut names = volume.listxattr(&caller, ino)?;
+            self.core.offload.list(ino, caller.pid, &mut names);
+            Ok(names)
+        });
         answer_sized(reply, size, names);
     }
 
@@ -64,6 +84,9 @@ impl Adapter {
     ) -> Result<(), Errno> {
         let (ino, caller) = (convert::ino(ino), convert::caller(request, 0));
         self.core.change("removexattr", ino, |volume| {
+            if let Some(attribute) = Attribute::from_name(name.as_bytes()) {
+                return self.core.offload.remove(ino, caller.pid, attribute);
+            }
             volume.removexattr(&caller, ino, name.as_bytes())?;
             if self.options.sync {
                 volume.fsync(ino)?;

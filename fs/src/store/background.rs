@@ -183,7 +183,12 @@ impl Store {
                 let _one_at_a_time = self.maintenance.lock();
                 self.reclaim()?;
                 let head = self.head.read();
-                let none_waits = head.zones.reclaimable(head.durable.version).is_empty();
+                // A version that is kept may be kept for ever.
+                let kept = |from, before| self.pins.any_kept_within(from, before);
+                let none_waits = head
+                    .zones
+                    .reclaimable(head.durable.version, kept)
+                    .is_empty();
                 if none_waits || head.zones.free_count() > self.limits.keep_zones {
                     return Ok(());
                 }

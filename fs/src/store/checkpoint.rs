@@ -217,9 +217,13 @@ impl Store {
     /// maintenance lock and writes the chunk before it asks for the next.
     pub(super) fn open_side_chunk(&self, class: Class) -> Result<OpenChunk> {
         let mut head = self.head.write();
+        let version = head.version;
         let zone = match head.zones.open_zones(class).first() {
             Some(zone) => *zone,
-            None => head.zones.take_free(class, 0).ok_or(Error::NoSpace)?,
+            None => head
+                .zones
+                .take_free(class, 0, version)
+                .ok_or(Error::NoSpace)?,
         };
         let start = head.zones.next_lba(zone);
         let limit = head.zones.remaining(zone).min(CHUNK_BLOCKS);

@@ -99,7 +99,8 @@ impl Store {
 
     fn has_empty_zones(&self) -> bool {
         let head = self.head.read();
-        !head.zones.reclaimable(head.version).is_empty()
+        let read = |from, before| self.pins.any_within(from, before);
+        !head.zones.reclaimable(head.version, read).is_empty()
     }
 
     /// Victims whose live blocks fit the free zones with some to spare. At least one zone's worth
@@ -110,11 +111,12 @@ impl Store {
         let free = head.zones.free_count();
         let budget = (free.saturating_sub(2) as u64).clamp(1, 4) * capacity;
         let greedy = free <= self.limits.low_zones;
+        let kept = self.pins.newest_kept();
         let mut batch: Vec<ZoneId> = Vec::new();
         let (mut live, mut gain) = (0, 0);
         while batch.len() < BATCH_MAX && gain < goal as u64 * capacity {
             let except = [tried, &batch].concat();
-            let Some(zone) = head.zones.victim(head.next_sequence, greedy, &except) else {
+            let Some(zone) = head.zones.victim(head.next_sequence, greedy, kept, &except) else {
                 break;
             };
             let zone_live = head.zones.get(zone).live;
@@ -132,8 +134,8 @@ impl Store {
     pub(super) fn reclaim(&self) -> Result<usize> {
         let zones = {
             let head = self.head.read();
-            let oldest = self.pins.oldest().unwrap_or(u64::MAX);
-            head.zones.reclaimable(head.durable.version.min(oldest))
+            let read = |from, before| self.pins.any_within(from, before);
+            head.zones.reclaimable(head.durable.version, read)
         };
         for zone in &zones {
             let start = self.device.geometry().zone_start(*zone);

@@ -27,6 +27,7 @@ mod collector;
 mod commit;
 pub mod extent;
 mod open_chunk;
+mod pinned;
 mod recovery;
 mod relocate;
 mod scan;
@@ -55,6 +56,8 @@ use background::Background;
 use commit::Commits;
 pub use commit::{Completion, Lead};
 use open_chunk::{OpenChunk, Sealed};
+pub use pinned::PinnedView;
+use relocate::Ghost;
 pub use txn::Txn;
 use view::Pins;
 pub use view::View;
@@ -158,9 +161,8 @@ struct Head {
     log_blocks: u64,
     /// Chunks rewritten elsewhere so far.
     relocations: u64,
-    /// Old addresses of chunks that were rewritten elsewhere, with the version from which on
-    /// nobody refers to them.
-    ghosts: Vec<(u64, Lba)>,
+    /// Chunks that were rewritten elsewhere and that old versions know by their old address.
+    ghosts: Vec<Ghost>,
 }
 
 /// What a checkpoint contains.
@@ -474,8 +476,11 @@ impl Store {
             .or_else(|| open.iter().copied().find(idle))
             .or_else(|| {
                 let more = open.len() < self.limits.stripes;
-                more.then(|| head.zones.take_free(Class::Hot, self.limits.keep_zones))
-                    .flatten()
+                more.then(|| {
+                    let keep = self.limits.keep_zones;
+                    head.zones.take_free(Class::Hot, keep, head.version)
+                })
+                .flatten()
             })
             .or_else(|| {
                 let next = open

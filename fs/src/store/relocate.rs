@@ -22,6 +22,26 @@ use crate::format::checkpoint::ZoneUse;
 use crate::format::chunk::{self, Class, Payload};
 use crate::types::{Lba, ZoneId};
 
+/// A chunk that was written elsewhere than its blocks were told.
+#[derive(Clone, Copy)]
+pub(super) struct Ghost {
+    /// From this version on nobody refers to the old address.
+    version: u64,
+    old: Lba,
+    blocks: u64,
+    new: Lba,
+}
+
+impl Head {
+    /// Where the block is that older versions know at `lba`, if its chunk was written elsewhere.
+    pub(super) fn moved_to(&self, lba: Lba) -> Option<Lba> {
+        self.ghosts.iter().find_map(|ghost| {
+            let offset = lba.0.checked_sub(ghost.old.0)?;
+            (offset < ghost.blocks).then(|| ghost.new.plus(offset))
+        })
+    }
+}
+
 impl Store {
     /// Takes a zone out of use for good. The device is told to finish it: as long as it is open it
     /// counts against the zones that may be active, and soon no other could be opened.
@@ -98,11 +118,19 @@ impl Store {
         {
             self.writer.finish_zone(zone);
         }
+        // Older versions find their blocks here, too.
+        head.zones.keep_for(zone, 0);
         self.translate_extents(head, sealed, lba)?;
         head.version += 1;
         head.relocations += 1;
         head.settle_retired()?;
-        head.ghosts.push((head.version, sealed.lba));
+        let ghost = Ghost {
+            version: head.version,
+            old: sealed.lba,
+            blocks: sealed.blocks,
+            new: lba,
+        };
+        head.ghosts.push(ghost);
         Counters::add(&self.counters.writes_relocated, 1);
         self.writer.settle(sealed.sequence);
         Ok(())
@@ -117,7 +145,7 @@ impl Store {
                     && head.zones.remaining(*zone) >= blocks
                     && self.writer.is_idle(*zone)
             })
-            .or_else(|| head.zones.take_free(Class::Hot, 0))
+            .or_else(|| head.zones.take_free(Class::Hot, 0, head.version))
             .ok_or(Error::NoSpace)
     }
 
@@ -165,10 +193,10 @@ impl Store {
     /// Frees relocated chunks that no view refers to by their old address.
     pub(super) fn forget_ghosts(&self, head: &mut Head) {
         let oldest = self.pins.oldest().unwrap_or(u64::MAX);
-        head.ghosts.retain(|(version, lba)| {
-            let needed = *version > oldest;
+        head.ghosts.retain(|ghost| {
+            let needed = ghost.version > oldest;
             if !needed {
-                self.writer.forget_resident(*lba);
+                self.writer.forget_resident(ghost.old);
             }
             needed
         });

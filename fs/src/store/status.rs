@@ -52,6 +52,7 @@ impl Store {
         let c = &self.counters;
         let n = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let cache = self.cache.stats();
+        let (views, kept) = self.pins.count();
         let head = self.head.read();
         let groups = [
             (
@@ -85,7 +86,8 @@ impl Store {
                     ("blocks_moved", n(&c.blocks_moved)),
                     ("zones_reset", n(&c.zones_reset)),
                     ("free_zones", head.zones.free_count() as u64),
-                    ("views", self.pins.count() as u64),
+                    ("views", views as u64),
+                    ("kept_versions", kept as u64),
                 ],
             ),
             (

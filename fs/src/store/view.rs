@@ -10,34 +10,75 @@ use crate::catalog::{Key, NodeCache, Tree};
 use crate::error::Result;
 use crate::types::Ino;
 
-/// Versions somebody reads, with how many do.
+/// How often each version is read.
+type Counts = BTreeMap<u64, usize>;
+
+/// Versions somebody reads, with how many do: for a moment, or kept for longer.
 #[derive(Default)]
-pub(super) struct Pins(Mutex<BTreeMap<u64, usize>>);
+pub(super) struct Pins(Mutex<(Counts, Counts)>);
+
+fn add(counts: &mut Counts, version: u64) {
+    *counts.entry(version).or_default() += 1;
+}
+
+fn remove(counts: &mut Counts, version: u64) {
+    if let Some(count) = counts.get_mut(&version) {
+        *count -= 1;
+        if *count == 0 {
+            counts.remove(&version);
+        }
+    }
+}
 
 impl Pins {
     fn add(&self, version: u64) {
-        *self.0.lock().entry(version).or_default() += 1;
+        add(&mut self.0.lock().0, version);
     }
 
     fn remove(&self, version: u64) {
-        let mut pins = self.0.lock();
-        if let Some(count) = pins.get_mut(&version) {
-            *count -= 1;
-            if *count == 0 {
-                pins.remove(&version);
-            }
-        }
+        remove(&mut self.0.lock().0, version);
+    }
+
+    pub(super) fn keep(&self, version: u64) {
+        add(&mut self.0.lock().1, version);
+    }
+
+    pub(super) fn let_go(&self, version: u64) {
+        remove(&mut self.0.lock().1, version);
     }
 
     /// The oldest version in use.
     pub(super) fn oldest(&self) -> Option<u64> {
-        self.0.lock().keys().next().copied()
+        let (brief, kept) = &*self.0.lock();
+        brief.keys().chain(kept.keys()).min().copied()
     }
 
-    /// How many views there are.
-    pub(super) fn count(&self) -> usize {
-        self.0.lock().values().sum()
+    /// The newest version that is kept.
+    pub(super) fn newest_kept(&self) -> Option<u64> {
+        self.0.lock().1.keys().next_back().copied()
     }
+
+    /// Whether a version of `[from, before)` is in use.
+    pub(super) fn any_within(&self, from: u64, before: u64) -> bool {
+        let (brief, kept) = &*self.0.lock();
+        within(brief, from, before) || within(kept, from, before)
+    }
+
+    /// Whether a version of `[from, before)` is kept.
+    pub(super) fn any_kept_within(&self, from: u64, before: u64) -> bool {
+        within(&self.0.lock().1, from, before)
+    }
+
+    /// How many views there are, and how many of them are kept.
+    pub(super) fn count(&self) -> (usize, usize) {
+        let (brief, kept) = &*self.0.lock();
+        let kept = kept.values().sum();
+        (brief.values().sum::<usize>() + kept, kept)
+    }
+}
+
+fn within(counts: &Counts, from: u64, before: u64) -> bool {
+    from < before && counts.range(from..before).next().is_some()
 }
 
 /// A consistent version of the map that stays as it is; reading it takes no lock, and what it

@@ -300,6 +300,20 @@ impl Writer {
         found.is_some_and(|sealed| sealed.copy_to(lba, out))
     }
 
+    /// The chunk kept in memory that holds `lba`: its sequence number, and whether it is still on
+    /// its way to the device.
+    pub(super) fn resident_sequence(&self, lba: Lba) -> Option<(u64, bool)> {
+        if self.resident_count.load(Ordering::Acquire) == 0 {
+            return None;
+        }
+        let state = self.state.lock();
+        let (_, sealed) = state.resident.range(..=lba).next_back()?;
+        (lba.0 - sealed.lba.0 < sealed.blocks).then(|| {
+            let on_its_way = state.outstanding.contains_key(&sealed.sequence);
+            (sealed.sequence, on_its_way)
+        })
+    }
+
     fn start(&self, sealed: Arc<Sealed>, inline: bool) {
         if inline || self.queue_broken.load(Ordering::Acquire) {
             let result = self.device.write(sealed.lba, sealed.bytes());

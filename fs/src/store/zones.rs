@@ -3,7 +3,9 @@
 //! Invariants: `live` of a zone counts exactly the blocks in it that the newest version of the
 //! catalog refers to (file blocks through extents, nodes through the tree). A zone is *free* only
 //! if the device holds it empty. `emptied` is the version at which the last live block left a
-//! sealed zone; no older version may be needed any more when the zone is reset.
+//! sealed zone, and `opened` the one at which it was taken: only versions from that one on and
+//! before `emptied` can refer to what is in it, and none of them may be needed any more when the
+//! zone is reset.
 
 use std::collections::VecDeque;
 
@@ -26,6 +28,7 @@ pub(super) struct Zone {
     pub(super) live: u64,
     pub(super) age: u64,
     pub(super) emptied: Option<u64>,
+    pub(super) opened: u64,
 }
 
 #[derive(Clone)]
@@ -48,6 +51,7 @@ impl ZoneTable {
                 live: r.live,
                 age: r.age,
                 emptied: (r.live == 0).then_some(0),
+                opened: 0,
             })
             .collect();
         let live_total = zones.iter().map(|z| z.live).sum();
@@ -150,8 +154,9 @@ impl ZoneTable {
         self.geometry.zone_start(id).plus(self.get(id).pointer)
     }
 
-    /// Opens the zone that has been free for longest, unless that would leave fewer than `keep`.
-    pub(super) fn take_free(&mut self, class: Class, keep: usize) -> Option<ZoneId> {
+    /// Opens, at a version, the zone that has been free for longest, unless that would leave fewer
+    /// than `keep`.
+    pub(super) fn take_free(&mut self, class: Class, keep: usize, version: u64) -> Option<ZoneId> {
         if self.free.len() <= keep {
             return None;
         }
@@ -162,6 +167,7 @@ impl ZoneTable {
             live: 0,
             age: 0,
             emptied: None,
+            opened: version,
         };
         Some(id)
     }
@@ -206,8 +212,15 @@ impl ZoneTable {
             live: 0,
             age: 0,
             emptied: None,
+            opened: 0,
         };
         self.free.push_back(id);
+    }
+
+    /// A version refers to something in a zone that was opened after it.
+    pub(super) fn keep_for(&mut self, id: ZoneId, version: u64) {
+        let zone = self.get_mut(id);
+        zone.opened = zone.opened.min(version);
     }
 
     /// `blocks` blocks from `lba` on became live.
@@ -256,13 +269,15 @@ impl ZoneTable {
         })
     }
 
-    /// Sealed zones without live blocks that no version older than `version` can need.
-    pub(super) fn reclaimable(&self, version: u64) -> Vec<ZoneId> {
+    /// Sealed zones without live blocks that neither a version older than `version` can need, nor
+    /// one that is read: `read` says whether there is one from the first on and before the second.
+    pub(super) fn reclaimable(&self, version: u64, read: impl Fn(u64, u64) -> bool) -> Vec<ZoneId> {
         self.iter()
             .filter(|(_, z)| {
                 matches!(z.usage, ZoneUse::Sealed(_))
                     && z.live == 0
-                    && z.emptied.is_some_and(|emptied| emptied <= version)
+                    && z.emptied
+                        .is_some_and(|emptied| emptied <= version && !read(z.opened, emptied))
             })
             .map(|(id, _)| id)
             .collect()
@@ -270,8 +285,15 @@ impl ZoneTable {
 
     /// The sealed zone that is best to collect: by cost-benefit (Rosenblum and Ousterhout, The
     /// Design and Implementation of a Log-Structured File System, section 3.6), or the emptiest
-    /// if `greedy`. Zones that are live to the last payload block gain nothing and are left alone.
-    pub(super) fn victim(&self, now: u64, greedy: bool, except: &[ZoneId]) -> Option<ZoneId> {
+    /// if `greedy`. Zones that are live to the last payload block gain nothing and are left alone,
+    /// as are those that were there at version `kept`, which cannot be reset.
+    pub(super) fn victim(
+        &self,
+        now: u64,
+        greedy: bool,
+        kept: Option<u64>,
+        except: &[ZoneId],
+    ) -> Option<ZoneId> {
         let capacity = self.geometry.zone_capacity;
         // One block in a chunk of 256 is its header, so this is what a fully live zone has.
         let full = capacity - capacity.div_ceil(crate::format::chunk::CHUNK_BLOCKS);
@@ -288,6 +310,7 @@ impl ZoneTable {
                 matches!(z.usage, ZoneUse::Sealed(_))
                     && z.live > 0
                     && z.live < full
+                    && kept.is_none_or(|kept| z.opened > kept)
                     && !except.contains(id)
             })
             .max_by(|(_, a), (_, b)| score(a).total_cmp(&score(b)))

@@ -6,11 +6,11 @@
 //! has them. An access ACL that says no more than permission bits is not stored. The kernel
 //! enforces ACLs; this module keeps them and the bits consistent.
 
-use super::types::{Caller, FileKind};
+use super::types::{Caller, Credentials, FileKind};
 use super::{inode, xattr};
 use crate::error::{Error, Result};
 use crate::format::record::InodeRecord;
-use crate::store::Txn;
+use crate::store::{Records, Txn};
 use crate::types::Ino;
 
 const VERSION: u32 = 2;
@@ -18,6 +18,13 @@ const ENTRY_SIZE: usize = 8;
 
 /// Identifier of entries that need none.
 const NO_ID: u32 = u32::MAX;
+
+/// Permission to read, as in a mode.
+pub(super) const READ: u32 = 4;
+/// Permission to write.
+pub(super) const WRITE: u32 = 2;
+/// Permission to search a directory.
+pub(super) const SEARCH: u32 = 1;
 
 /// One of the two lists of an inode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -180,6 +187,38 @@ impl Acl {
         })
     }
 
+    /// Whether it gives `who` the permissions `want` on what `owner` and `group` own (the algorithm
+    /// of acl(5)).
+    fn permits(&self, who: &Credentials, owner: u32, group: u32, want: u32) -> bool {
+        let mask = self.entries.iter().find(|entry| entry.tag == Tag::Mask);
+        let mask = mask.map_or(7, |entry| entry.permissions);
+        let mut in_a_group = false;
+        for entry in &self.entries {
+            match entry.tag {
+                Tag::Owner if who.uid == owner => return entry.permissions & want == want,
+                Tag::User if who.uid == entry.id => {
+                    return entry.permissions & mask & want == want;
+                }
+                Tag::OwningGroup | Tag::Group => {
+                    let id = if entry.tag == Tag::Group {
+                        entry.id
+                    } else {
+                        group
+                    };
+                    if who.is_in(id) {
+                        if entry.permissions & mask & want == want {
+                            return true;
+                        }
+                        in_a_group = true;
+                    }
+                }
+                Tag::Other => return !in_a_group && entry.permissions & want == want,
+                _ => {}
+            }
+        }
+        false
+    }
+
     /// The permission bits it stands for.
     fn mode_bits(&mut self) -> u32 {
         self.classes()
@@ -213,7 +252,12 @@ fn decode_entry(bytes: &[u8]) -> Option<Entry> {
     })
 }
 
-fn load(txn: &Txn<'_>, ino: Ino, inode: &InodeRecord, kind: AclKind) -> Result<Option<Acl>> {
+fn load(
+    records: &impl Records,
+    ino: Ino,
+    inode: &InodeRecord,
+    kind: AclKind,
+) -> Result<Option<Acl>> {
     if !inode.has(kind.flag()) {
         return Ok(None);
     }
@@ -221,10 +265,33 @@ fn load(txn: &Txn<'_>, ino: Ino, inode: &InodeRecord, kind: AclKind) -> Result<O
         what: "access control list",
         detail: format!("inode {ino}"),
     };
-    match xattr::get(txn, ino, inode, kind.name())? {
+    match xattr::get(records, ino, inode, kind.name())? {
         Some(value) => Acl::decode(&value).map_err(corrupt),
         None => Ok(None),
     }
+}
+
+/// Whether mode, ACL and privileges give `who` the permissions `want` on an inode.
+pub(super) fn permits(
+    records: &impl Records,
+    ino: Ino,
+    inode: &InodeRecord,
+    who: &Credentials,
+    want: u32,
+) -> Result<bool> {
+    let only_looks = want & WRITE == 0 && (want & SEARCH == 0 || inode::is_directory(inode));
+    if who.overrides || (who.reads_all && only_looks) {
+        return Ok(true);
+    }
+    if let Some(acl) = load(records, ino, inode, AclKind::Access)? {
+        return Ok(acl.permits(who, inode.uid, inode.gid, want));
+    }
+    let shift = match (who.uid == inode.uid, who.is_in(inode.gid)) {
+        (true, _) => 6,
+        (false, true) => 3,
+        (false, false) => 0,
+    };
+    Ok(inode.mode >> shift & want == want)
 }
 
 fn save(

@@ -58,7 +58,7 @@ fn zero_within(
 }
 
 /// Makes a hole of the whole blocks in `[offset, end)` and zeroes the partial ones.
-fn punch(
+pub(super) fn punch(
     txn: &mut Txn<'_>,
     ino: Ino,
     inode: &mut InodeRecord,

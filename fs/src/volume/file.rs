@@ -9,7 +9,7 @@
 //! to look at no block, and a mapped page ends in zeros.
 
 use super::types::Time;
-use super::{METADATA_BLOCKS, Volume, inode, xattr};
+use super::{METADATA_BLOCKS, Volume, allocate, inode, xattr};
 use crate::catalog::{Key, Kind};
 use crate::error::{Error, Result};
 use crate::format::record::{InodeRecord, MAX_INLINE, decode_inline, encode_inline};
@@ -187,6 +187,30 @@ fn write_extents(
     Ok(())
 }
 
+/// Writes `data` at `offset` in whichever shape the file has or gets, and extends it as needed.
+fn write_bytes(
+    txn: &mut Txn<'_>,
+    ino: Ino,
+    inode: &mut InodeRecord,
+    offset: u64,
+    data: &[u8],
+    edges: &Edges,
+) -> Result<()> {
+    let end = offset + data.len() as u64;
+    let new_size = inode.size.max(end);
+    if inode.blocks == 0 && new_size <= MAX_INLINE as u64 {
+        txn.claim_space(METADATA_BLOCKS)?;
+        let mut bytes = load_inline(txn, ino, inode, new_size as usize)?;
+        bytes[offset as usize..end as usize].copy_from_slice(data);
+        save_inline(txn, ino, inode, &bytes)?;
+    } else {
+        inline_to_block(txn, ino, inode)?;
+        write_extents(txn, ino, inode, offset, data, edges)?;
+    }
+    inode.size = new_size;
+    Ok(())
+}
+
 impl Volume {
     /// Appends up to `size` bytes from `offset` to `out` (cleared first); short at end of file.
     ///
@@ -253,17 +277,7 @@ impl Volume {
         }
         let mut txn = self.store.begin()?;
         let mut inode = inode::load_file(&txn, ino)?;
-        let new_size = inode.size.max(end);
-        if inode.blocks == 0 && new_size <= MAX_INLINE as u64 {
-            txn.claim_space(METADATA_BLOCKS)?;
-            let mut bytes = load_inline(&txn, ino, &inode, new_size as usize)?;
-            bytes[offset as usize..end as usize].copy_from_slice(data);
-            save_inline(&mut txn, ino, &mut inode, &bytes)?;
-        } else {
-            inline_to_block(&mut txn, ino, &mut inode)?;
-            write_extents(&mut txn, ino, &mut inode, offset, data, &edges)?;
-        }
-        inode.size = new_size;
+        write_bytes(&mut txn, ino, &mut inode, offset, data, &edges)?;
         if kill_privileges {
             inode::clear_set_id(&mut inode);
             xattr::drop_capability(&mut txn, ino, &mut inode)?;
@@ -273,6 +287,82 @@ impl Volume {
         }
         inode::save(&mut txn, ino, &inode)?;
         self.commit(txn, &[ino])
+    }
+
+    /// Makes `data`, continued with zeros, the contents of the `covered` bytes from `offset` on; if
+    /// it is longer, it goes on behind them. The zeros take no space where they fill blocks.
+    ///
+    /// # Errors
+    /// As [`Volume::write`].
+    pub fn replace(
+        &self,
+        ino: Ino,
+        offset: u64,
+        covered: u64,
+        data: &[u8],
+        kill_privileges: bool,
+    ) -> Result<()> {
+        let end = offset
+            .checked_add(covered)
+            .filter(|end| *end <= MAX_FILE_SIZE)
+            .ok_or(Error::TooLarge)?;
+        let data_end = offset + data.len() as u64;
+        let now = Time::now();
+        if data_end >= end {
+            return self.write(ino, offset, data, kill_privileges, Some(now));
+        }
+        let zeros_end = match covered <= 2 * BLOCK {
+            true => end,
+            false => data_end.next_multiple_of(BLOCK).min(end),
+        };
+        let mut padded = data.to_vec();
+        padded.resize((zeros_end - offset) as usize, 0);
+        if zeros_end == end {
+            return self.write(ino, offset, &padded, kill_privileges, Some(now));
+        }
+        let edges = self.read_edges(ino, offset, end)?;
+        let mut txn = self.store.begin()?;
+        let mut inode = inode::load_file(&txn, ino)?;
+        // The range is larger than what lives in the catalog.
+        inline_to_block(&mut txn, ino, &mut inode)?;
+        allocate::punch(&mut txn, ino, &mut inode, (zeros_end, end), &edges)?;
+        write_extents(&mut txn, ino, &mut inode, offset, &padded, &edges)?;
+        inode.size = inode.size.max(end);
+        if kill_privileges {
+            inode::clear_set_id(&mut inode);
+            xattr::drop_capability(&mut txn, ino, &mut inode)?;
+        }
+        inode::touch(&mut inode, inode::to_timestamp(now));
+        inode::save(&mut txn, ino, &inode)?;
+        self.commit(txn, &[ino])
+    }
+
+    /// Writes all of `data` behind the end of the file, in one transaction, and returns where it
+    /// begins.
+    ///
+    /// # Errors
+    /// As [`Volume::write`].
+    pub fn append(&self, ino: Ino, data: &[u8]) -> Result<u64> {
+        let edges = {
+            let view = self.store.view();
+            let inode = inode::load_file(&view, ino)?;
+            let mut edges = Edges::default();
+            if inode.blocks > 0 {
+                edges.read_ahead(&view, ino, &inode, inode.size)?;
+            }
+            edges
+        };
+        let mut txn = self.store.begin()?;
+        let mut inode = inode::load_file(&txn, ino)?;
+        let at = inode.size;
+        if at + data.len() as u64 > MAX_FILE_SIZE {
+            return Err(Error::TooLarge);
+        }
+        write_bytes(&mut txn, ino, &mut inode, at, data, &edges)?;
+        inode::touch(&mut inode, inode::to_timestamp(Time::now()));
+        inode::save(&mut txn, ino, &inode)?;
+        self.commit(txn, &[ino])?;
+        Ok(at)
     }
 
     /// Reads ahead the blocks that a change of `[offset, end)` changes in part.

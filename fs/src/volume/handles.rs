@@ -187,6 +187,12 @@ impl Volume {
         opened
     }
 
+    /// Whether anybody has an open handle of `ino`.
+    pub fn is_open(&self, ino: Ino) -> bool {
+        let shard = self.handles.shard(ino).lock();
+        shard.get(&ino).is_some_and(|state| state.handles > 0)
+    }
+
     /// Drops a handle.
     pub fn release(&self, ino: Ino) {
         let last = self.handles.release(ino, |state| {

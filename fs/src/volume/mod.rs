@@ -12,7 +12,8 @@
 //!
 //! What lies where: `inode` (attributes), `directory` (entries), `namespace` and `rename` (names),
 //! `file` (reading and writing), `allocate` (sizes, holes, reserved space), `attributes`
-//! (setattr), `xattr` and `acl`, `handles` (uses and orphans), `durability` (fsync).
+//! (setattr), `xattr` and `acl`, `snapshot` (files at a
+//! moment), `handles` (uses and orphans), `durability` (fsync).
 //!
 //! Access times change only by [`Volume::setattr`]: reads leave no trace (`noatime`).
 
@@ -26,6 +27,7 @@ mod handles;
 mod inode;
 mod namespace;
 mod rename;
+pub mod snapshot;
 pub mod types;
 mod xattr;
 

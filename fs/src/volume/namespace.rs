@@ -114,6 +114,29 @@ fn make_inode(
     Ok(inode)
 }
 
+/// The target of a symlink.
+pub(super) fn load_target(
+    records: &impl Records,
+    ino: Ino,
+    inode: &InodeRecord,
+) -> Result<Vec<u8>> {
+    let len = inode.size as usize;
+    let mut target = Vec::with_capacity(len.min(MAX_TARGET));
+    for number in 0..len.min(MAX_TARGET).div_ceil(MAX_FRAGMENT) as u64 {
+        let key = Key::new(ino, Kind::Inline, number);
+        if let Some(value) = records.get(&key)? {
+            target.extend_from_slice(decode_inline(&key, &value)?);
+        }
+    }
+    if target.len() != len {
+        return Err(Error::Corrupt {
+            what: "symbolic link",
+            detail: format!("inode {ino}: {} of {len} bytes are there", target.len()),
+        });
+    }
+    Ok(target)
+}
+
 impl Volume {
     /// Entry `name` of directory `parent`; "." and ".." work too.
     ///
@@ -144,21 +167,7 @@ impl Volume {
         if inode::kind(&inode) != FileKind::Symlink {
             return Err(Error::Invalid("not a symbolic link"));
         }
-        let len = inode.size as usize;
-        let mut target = Vec::with_capacity(len.min(MAX_TARGET));
-        for number in 0..len.min(MAX_TARGET).div_ceil(MAX_FRAGMENT) as u64 {
-            let key = Key::new(ino, Kind::Inline, number);
-            if let Some(value) = view.get(&key)? {
-                target.extend_from_slice(decode_inline(&key, &value)?);
-            }
-        }
-        if target.len() != len {
-            return Err(Error::Corrupt {
-                what: "symbolic link",
-                detail: format!("inode {ino}: {} of {len} bytes are there", target.len()),
-            });
-        }
-        Ok(target)
+        load_target(&view, ino, &inode)
     }
 
     /// Makes a regular file, device, fifo or socket; `mode` includes the type bits (S_IFMT).

@@ -41,6 +41,29 @@ pub struct Caller {
     pub umask: u32,
 }
 
+/// What a process may do, for checks that the kernel does not make.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Credentials {
+    /// User.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Further groups.
+    pub groups: Vec<u32>,
+    /// Permissions do not matter (CAP_DAC_OVERRIDE).
+    pub overrides: bool,
+    /// May read every file and search every directory (CAP_DAC_READ_SEARCH).
+    pub reads_all: bool,
+}
+
+impl Credentials {
+    /// Whether it belongs to a group.
+    #[must_use]
+    pub fn is_in(&self, group: u32) -> bool {
+        self.gid == group || self.groups.contains(&group)
+    }
+}
+
 /// Type of an inode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub enum FileKind {

@@ -9,5 +9,6 @@ mod names;
 mod orphans;
 mod persistence;
 mod renames;
+mod snapshots;
 mod space;
 mod xattrs;

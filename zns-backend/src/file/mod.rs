@@ -44,7 +44,6 @@ mod direct;
 mod flusher;
 mod format;
 mod image;
-mod pool;
 mod table;
 mod uring;
 
@@ -61,12 +60,12 @@ use crate::device::{DeviceQueue, MapSource, ZoneInfo, ZoneState, ZonedDevice};
 use crate::error::{Error, Result};
 use crate::geometry::{Geometry, Lba, ZoneId};
 use crate::host;
+use crate::pool::Pool;
 use crate::shared_zones::{SharedZones, blocks_in, by_zone};
 use crate::zone_state::{Action, ZoneTable};
 use direct::DirectFile;
 use flusher::Flusher;
 use format::{Header, Layout};
-use pool::Pool;
 use table::MappedTable;
 
 /// A zoned device in an image file. Clones are handles of the same device; the last one dropped

@@ -1,4 +1,4 @@
-//! Registered buffers of a file device: one mapping cut into equal slots, handed out as
+//! Registered buffers of a device: one mapping cut into equal slots, handed out as
 //! [`DmaBuffer`]s. The pool belongs to the device; every ring registers the same memory, so a
 //! buffer is fixed for all of them.
 //!
@@ -64,12 +64,14 @@ impl Pool {
         unsafe { self.base.add(usize::from(index) * SLOT_BYTES) }
     }
 
-    /// The slots as the ring wants them.
-    pub(crate) fn io_vectors(&self) -> Vec<libc::iovec> {
+    /// The slots as a ring wants them, in parts of `part` bytes, a divisor of [`SLOT_BYTES`]: part
+    /// `n` of slot `index` is number `index * (SLOT_BYTES / part) + n`.
+    pub(crate) fn io_vectors(&self, part: usize) -> Vec<libc::iovec> {
         (0..SLOTS)
-            .map(|index| libc::iovec {
-                iov_base: self.slot(index).as_ptr().cast(),
-                iov_len: SLOT_BYTES,
+            .flat_map(|index| (0..SLOT_BYTES / part).map(move |n| (index, n * part)))
+            .map(|(index, offset)| libc::iovec {
+                iov_base: self.slot(index).as_ptr().wrapping_add(offset).cast(),
+                iov_len: part,
             })
             .collect()
     }

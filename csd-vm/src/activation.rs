@@ -1,0 +1,192 @@
+//! Activations: owners' registrations of a program, and the executions queued for them.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Instant;
+
+use crate::device::{Core, Done, LoadedProgram};
+use crate::engine;
+use crate::execution::{End, Instance, nanos};
+use crate::pool::{Owner, Taken};
+use crate::queue::{Job, Lane, Tenant};
+use crate::request::{Completion, Failure, Request, Usage};
+use crate::stats::{Counters, Statistics};
+
+/// An owner's registration of a program. Dropping it deactivates: what is queued still runs, then
+/// the cages it used are wiped.
+pub struct Activation {
+    inner: Arc<Inner>,
+}
+
+pub(crate) struct Inner {
+    pub(crate) core: Arc<Core>,
+    pub(crate) program: Arc<LoadedProgram>,
+    pub(crate) counters: Counters,
+    lane: Arc<Lane<Task>>,
+    owner: Owner,
+    ended: AtomicBool,
+}
+
+impl Inner {
+    fn count(&self, failure: Option<&Failure>, usage: &Usage) {
+        self.counters.count(failure, usage);
+        self.core.totals.count(failure, usage);
+    }
+
+    /// Keeps a cage for the next execution.
+    fn keep(&self, mut instance: Instance, end: &End) {
+        let pool = &self.core.pool;
+        match instance.settle(end) {
+            Ok(()) if !matches!(end.status, Err(Failure::Internal(_))) => {
+                pool.give_back(self.owner, &self.ended, instance);
+            }
+            _ => pool.discard(instance),
+        }
+    }
+}
+
+impl Activation {
+    pub(crate) fn new(core: Arc<Core>, program: Arc<LoadedProgram>, tenant: Tenant) -> Activation {
+        let owner = Owner(core.owners.fetch_add(1, Relaxed));
+        Activation {
+            inner: Arc::new(Inner {
+                core,
+                program,
+                counters: Counters::default(),
+                lane: Arc::new(Lane::new(tenant)),
+                owner,
+                ended: AtomicBool::new(false),
+            }),
+        }
+    }
+
+    /// The program.
+    #[must_use]
+    pub fn program(&self) -> &Arc<LoadedProgram> {
+        &self.inner.program
+    }
+
+    /// Statistics of this activation's executions.
+    #[must_use]
+    pub fn statistics(&self) -> Statistics {
+        self.inner.counters.snapshot()
+    }
+
+    pub(crate) fn lane(&self) -> &Arc<Lane<Task>> {
+        &self.inner.lane
+    }
+
+    pub(crate) fn task(&self, request: Request, done: Done) -> Task {
+        Task {
+            inner: Arc::clone(&self.inner),
+            request,
+            done,
+            submitted: Instant::now(),
+        }
+    }
+}
+
+impl Drop for Activation {
+    fn drop(&mut self) {
+        let inner = &self.inner;
+        inner.core.pool.retire(inner.owner, &inner.ended);
+    }
+}
+
+/// An execution that is queued.
+pub(crate) struct Task {
+    inner: Arc<Inner>,
+    request: Request,
+    done: Done,
+    submitted: Instant,
+}
+
+impl Task {
+    /// Runs the kernel in a cage of its owner's.
+    fn execute(&self) -> Result<(Instance, End), Failure> {
+        let Inner { core, program, .. } = &*self.inner;
+        let internal = |error: &dyn std::fmt::Display| Failure::Internal(error.to_string());
+        let taken = core.pool.take(self.inner.owner, &program.hash());
+        let Taken { mut instance, warm } = taken.map_err(|error| internal(&error))?;
+        if warm {
+            core.warm_starts.fetch_add(1, Relaxed);
+        }
+        // What panics leave behind is thrown away with the cage.
+        let run = catch_unwind(AssertUnwindSafe(|| {
+            if instance.bind(program)? {
+                core.bindings.fetch_add(1, Relaxed);
+            }
+            Ok(instance.run(core, &program.program, &self.request))
+        }));
+        match run {
+            Ok(Ok(end)) => Ok((instance, end)),
+            Ok(Err(error)) => {
+                core.pool.recycle(instance);
+                Err(Failure::Internal(error))
+            }
+            Err(_) => {
+                core.pool.discard(instance);
+                Err(Failure::Internal("an execution panicked".into()))
+            }
+        }
+    }
+
+    /// Counts the execution and hands its end over.
+    fn complete(self, instance: Instance, mut end: End, queued_ns: u64) {
+        end.usage.queued_ns = queued_ns;
+        self.inner.count(end.status.as_ref().err(), &end.usage);
+        let (output, appended) = match end.status {
+            Ok(_) => instance.results(&end),
+            Err(_) => Default::default(),
+        };
+        let completion = Completion {
+            status: end.status.clone(),
+            output,
+            appended,
+            usage: end.usage,
+        };
+        finish(self.done, completion);
+        self.inner.keep(instance, &end);
+        drop(self.request);
+    }
+
+    fn fail(self, failure: Failure, queued_ns: u64) {
+        let usage = Usage {
+            queued_ns,
+            ..Usage::default()
+        };
+        self.inner.count(Some(&failure), &usage);
+        let completion = Completion {
+            status: Err(failure),
+            output: &[],
+            appended: &[],
+            usage,
+        };
+        finish(self.done, completion);
+    }
+}
+
+impl Job for Task {
+    fn run(self) {
+        let queued_ns = nanos(self.submitted.elapsed());
+        match self.execute() {
+            Ok((instance, end)) => self.complete(instance, end, queued_ns),
+            Err(failure) => self.fail(failure, queued_ns),
+        }
+        engine::settle();
+    }
+
+    fn refuse(self) {
+        let queued_ns = nanos(self.submitted.elapsed());
+        self.fail(Failure::Stopped, queued_ns);
+    }
+}
+
+/// Hands the completion over. A panic of the host's code ends here: the worker goes on.
+fn finish(done: Done, completion: Completion<'_>) {
+    if catch_unwind(AssertUnwindSafe(|| done(completion))).is_err() {
+        tracing::error!("the host panicked on a completion");
+    }
+}

@@ -1,0 +1,542 @@
+//! The snapshot in the window of a cage.
+//!
+//! Block `b` of the file lies at block `b - origin` of the window. A file that fits has origin 0
+//! for good; for a larger one the window is moved when a kernel asks for what it does not reach
+//! and has been given nothing since it started or since it gave the window back.
+//!
+//! Long pieces are mapped where the device has a source for them; short ones, and the block that
+//! the snapshot ends in, are copied, so that nothing past the end is ever visible; holes are the
+//! zero page. A block is checked against its CRC32C before the kernel first sees it. Blocks of a
+//! snapshot do not change while it lives, so what is in the window stays checked, over executions,
+//! as long as they are given the same snapshot.
+//!
+//! Single blocks read here and there are copied straight to the kernel and leave no mapping;
+//! sequential and long reads go through the window.
+
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::time::Instant;
+
+use zns_backend::{DmaBuffer, Lba, MapSource, ZonedDevice};
+
+use crate::block_set::BlockSet;
+use crate::engine::cage::{Access, Cage, CageError, CagePtr, Region};
+use crate::extents::{Extent, Place, Resolved};
+use crate::request::{BLOCK_SIZE, Piece, SnapshotMap};
+
+const BLOCK: u64 = BLOCK_SIZE as u64;
+
+/// From here on a piece is mapped, below it is copied: a mapping costs as much as a few copies,
+/// and the number of mappings of a process is limited.
+const MAP_BLOCKS_MIN: u64 = 16;
+
+/// Blocks brought in at a time; the deadline is looked at in between.
+const FILL_BLOCKS_MAX: u64 = 256;
+
+/// Bytes copied at a time; the deadline is looked at in between.
+const COPY_BYTES_MAX: u64 = 4 << 20;
+
+/// Blocks a sequential read brings in at once.
+const READ_AHEAD_BLOCKS: u64 = 128;
+
+/// Blocks that the operating system is asked for beyond those that are brought in, while a file is
+/// gone through in order: so that the device reads while the kernel computes.
+const ADVISED_BLOCKS: u64 = 512;
+
+/// Why the window does not show what was asked for.
+#[derive(Debug)]
+pub(crate) enum WindowError {
+    /// It is in use for another part of the file.
+    Full,
+    /// The deadline passed on the way.
+    TimedOut,
+    /// Blocks cannot be read or are not what they were.
+    Storage(String),
+    /// Memory of the cage is not there, at this offset.
+    Fault(u64),
+    /// The operating system refused memory.
+    Memory(String),
+}
+
+impl From<CageError> for WindowError {
+    fn from(error: CageError) -> WindowError {
+        WindowError::Memory(error.to_string())
+    }
+}
+
+type Result<T> = std::result::Result<T, WindowError>;
+
+/// Where blocks come from, and until when.
+#[derive(Clone, Copy)]
+pub(crate) struct Source<'a> {
+    pub(crate) storage: &'a dyn ZonedDevice,
+    pub(crate) deadline: Instant,
+}
+
+/// A part of the file in the window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Mapped {
+    /// First byte, from the start of the window.
+    pub(crate) at: u64,
+    /// Bytes.
+    pub(crate) len: u64,
+}
+
+/// What is in the window of one cage.
+pub(crate) struct Window {
+    snapshot: Option<Arc<dyn SnapshotMap>>,
+    /// Bytes of the snapshot.
+    size: u64,
+    /// Block of the file that the window starts with.
+    origin: u64,
+    /// Blocks of the window.
+    blocks: u64,
+    /// Blocks of the window that are there and checked.
+    present: BlockSet,
+    /// Whether the kernel was given addresses in the window.
+    lent: bool,
+    /// The block after the last one read.
+    next_read: u64,
+    /// The block after the last ones brought in.
+    next_fill: u64,
+    /// The block after the last ones the operating system was asked for in advance.
+    advised: u64,
+    pieces: Vec<Piece>,
+    resolved: Resolved,
+    block: DmaBuffer,
+}
+
+impl Window {
+    pub(crate) fn new(cage: &Cage) -> Window {
+        let blocks = cage.layout().span(Region::Window).len / BLOCK;
+        Window {
+            snapshot: None,
+            size: 0,
+            origin: 0,
+            blocks,
+            present: BlockSet::new(blocks),
+            lent: false,
+            next_read: u64::MAX,
+            next_fill: 0,
+            advised: 0,
+            pieces: Vec::new(),
+            resolved: Resolved::default(),
+            block: DmaBuffer::new(BLOCK_SIZE),
+        }
+    }
+
+    /// An execution on `snapshot` begins. What the window has of it from before stays.
+    pub(crate) fn begin(
+        &mut self,
+        cage: &mut Cage,
+        snapshot: &Arc<dyn SnapshotMap>,
+    ) -> std::result::Result<(), CageError> {
+        self.lent = false;
+        let same = self
+            .snapshot
+            .as_ref()
+            .is_some_and(|s| Arc::ptr_eq(s, snapshot));
+        if !same {
+            self.forget(cage)?;
+            self.snapshot = Some(Arc::clone(snapshot));
+            self.size = snapshot.size();
+        }
+        Ok(())
+    }
+
+    /// Whether nobody refers to the snapshot but this window and `others` that are known of.
+    pub(crate) fn holds_alone(&self, others: usize) -> bool {
+        let snapshot = self.snapshot.as_ref();
+        snapshot.is_some_and(|snapshot| Arc::strong_count(snapshot) <= 1 + others)
+    }
+
+    /// Empties the window and lets go of the snapshot.
+    pub(crate) fn forget(&mut self, cage: &mut Cage) -> std::result::Result<(), CageError> {
+        self.move_to(cage, 0)?;
+        self.snapshot = None;
+        self.size = 0;
+        self.next_read = u64::MAX;
+        self.next_fill = 0;
+        self.advised = 0;
+        Ok(())
+    }
+
+    /// The kernel gives back what it was lent.
+    pub(crate) fn give_back(&mut self) {
+        self.lent = false;
+    }
+
+    /// Brings `[offset, offset + size)` of the file, or as much of its beginning as the snapshot
+    /// has and the window reaches, into the window and lends it to the kernel.
+    pub(crate) fn map(
+        &mut self,
+        cage: &mut Cage,
+        source: Source<'_>,
+        offset: u64,
+        size: u64,
+    ) -> Result<Mapped> {
+        let len = size.min(self.size.saturating_sub(offset));
+        if len == 0 {
+            return Ok(Mapped { at: 0, len: 0 });
+        }
+        let first = offset / BLOCK;
+        if !self.reach(cage, first)? {
+            return Err(WindowError::Full);
+        }
+        let at = offset - self.origin * BLOCK;
+        let len = len.min(self.blocks * BLOCK - at);
+        self.ensure(
+            cage,
+            source,
+            first,
+            (at + len).div_ceil(BLOCK) + self.origin - first,
+        )?;
+        self.lent = true;
+        Ok(Mapped { at, len })
+    }
+
+    /// Copies the bytes of the file from `offset` on to `to`, as many as the snapshot has, and
+    /// returns how many that were.
+    pub(crate) fn read(
+        &mut self,
+        cage: &mut Cage,
+        source: Source<'_>,
+        offset: u64,
+        to: CagePtr,
+    ) -> Result<u64> {
+        let len = to.len().min(self.size.saturating_sub(offset));
+        let mut done = 0;
+        while done < len {
+            if Instant::now() >= source.deadline {
+                return Err(WindowError::TimedOut);
+            }
+            let (at, left) = (offset + done, len - done);
+            let target = |len| to.part(done, len).ok_or(WindowError::Fault(to.offset()));
+            done += match self.read_through_window(cage, source, at, left)? {
+                Some(part) => {
+                    cage.copy(part, target(part.len())?)
+                        .map_err(|fault| WindowError::Fault(fault.0))?;
+                    part.len()
+                }
+                None => {
+                    let within = (at % BLOCK) as usize;
+                    let part = left.min(BLOCK - at % BLOCK);
+                    let block = self.read_block(source, at / BLOCK)?;
+                    let bytes = &block[within..within + part as usize];
+                    cage.write_bytes(target(part)?, bytes)
+                        .map_err(|fault| WindowError::Fault(fault.0))?;
+                    part
+                }
+            };
+            self.next_read = (offset + done).div_ceil(BLOCK);
+        }
+        Ok(done)
+    }
+
+    /// The bytes of the file from `offset` on, at most `len`, where they are in the window; they
+    /// are brought in if that is worth it.
+    fn read_through_window(
+        &mut self,
+        cage: &mut Cage,
+        source: Source<'_>,
+        offset: u64,
+        len: u64,
+    ) -> Result<Option<CagePtr>> {
+        let first = offset / BLOCK;
+        let blocks = (offset + len).div_ceil(BLOCK) - first;
+        if self.present_from(first) == 0 {
+            let wanted = match first == self.next_read {
+                true => blocks.max(READ_AHEAD_BLOCKS),
+                false => blocks,
+            };
+            if wanted < MAP_BLOCKS_MIN || !self.reach(cage, first)? {
+                return Ok(None);
+            }
+            let end = self.size.div_ceil(BLOCK).min(self.origin + self.blocks);
+            let wanted = wanted.min(end - first).min(FILL_BLOCKS_MAX);
+            self.ensure(cage, source, first, wanted)?;
+        }
+        let there = self.present_from(first) * BLOCK - offset % BLOCK;
+        let at = cage.address(Region::Window) + offset - self.origin * BLOCK;
+        let part = cage.check(at, len.min(there).min(COPY_BYTES_MAX), Access::Read);
+        part.map(Some).ok_or(WindowError::Fault(at))
+    }
+
+    /// How many blocks from `first` of the file on are in the window.
+    fn present_from(&self, first: u64) -> u64 {
+        match first.checked_sub(self.origin) {
+            Some(at) if at < self.blocks => self.present.run(at, self.blocks, true),
+            _ => 0,
+        }
+    }
+
+    /// Whether block `first` of the file has a place in the window, which is moved if it may be.
+    fn reach(&mut self, cage: &mut Cage, first: u64) -> Result<bool> {
+        if first >= self.origin && first - self.origin < self.blocks {
+            return Ok(true);
+        }
+        if self.lent {
+            return Ok(false);
+        }
+        let step = (self.blocks / 2).max(1);
+        self.move_to(cage, first - first % step)?;
+        Ok(true)
+    }
+
+    fn move_to(&mut self, cage: &mut Cage, origin: u64) -> std::result::Result<(), CageError> {
+        if let Some(used) = self.present.bounds() {
+            cage.clear_window(used.start * BLOCK, (used.end - used.start) * BLOCK)?;
+            self.present.clear();
+        }
+        self.origin = origin;
+        Ok(())
+    }
+
+    /// Brings the blocks of the file that are missing from `[first, first + count)`, all within
+    /// reach, into the window.
+    fn ensure(
+        &mut self,
+        cage: &mut Cage,
+        source: Source<'_>,
+        first: u64,
+        count: u64,
+    ) -> Result<()> {
+        let mut at = first - self.origin;
+        let end = at + count;
+        while at < end {
+            at += self.present.run(at, end, true);
+            let missing = self.present.run(at, end, false).min(FILL_BLOCKS_MAX);
+            if missing == 0 {
+                break;
+            }
+            if Instant::now() >= source.deadline {
+                return Err(WindowError::TimedOut);
+            }
+            self.advise(source, self.origin + at, missing);
+            let filled = self.fill(cage, source, at, missing);
+            if filled.is_err() {
+                cage.clear_window(at * BLOCK, missing * BLOCK)?;
+            }
+            filled?;
+            self.present.insert(at, missing);
+            at += missing;
+        }
+        Ok(())
+    }
+
+    /// Has the operating system read on behind `count` blocks from `first` of the file on, which are
+    /// about to be brought in, if these are the next ones. Nothing depends on it: what goes wrong
+    /// does so again, and is told, when the blocks are needed.
+    fn advise(&mut self, source: Source<'_>, first: u64, count: u64) {
+        let in_order = first == self.next_fill;
+        let behind = first + count;
+        self.next_fill = behind;
+        let from = self.advised.max(behind);
+        let end = self.size.div_ceil(BLOCK).min(behind + ADVISED_BLOCKS);
+        // In few large pieces.
+        if !in_order || from >= end || (from - behind) * 2 > ADVISED_BLOCKS {
+            return;
+        }
+        if self.resolve(source, from, end - from).is_ok() {
+            self.advised = end;
+            for extent in &self.resolved.extents {
+                if extent.blocks >= MAP_BLOCKS_MIN
+                    && let Some(lba) = extent.lba
+                    && let Ok(Some(place)) = source.storage.map_source(lba, extent.blocks)
+                {
+                    ask_for(&place, extent.blocks * BLOCK);
+                }
+            }
+        }
+    }
+
+    /// Brings `count` blocks to block `at` of the window.
+    fn fill(&mut self, cage: &mut Cage, source: Source<'_>, at: u64, count: u64) -> Result<()> {
+        self.resolve(source, self.origin + at, count)?;
+        let mut copied = 0;
+        for extent in &self.resolved.extents {
+            if extent.blocks >= MAP_BLOCKS_MIN
+                && let Some(lba) = extent.lba
+                && map_extent(cage, source, at + extent.first, lba, extent.blocks)?
+            {
+                copy_extents(cage, source, at, copied..extent.first, &self.resolved)?;
+                let sums = self.resolved.checksums(extent);
+                check_mapped(cage, at + extent.first, lba, sums)?;
+                copied = extent.first + extent.blocks;
+            }
+        }
+        copy_extents(cage, source, at, copied..count, &self.resolved)
+    }
+
+    /// One block of the file, checked, with nothing past the end of the snapshot.
+    fn read_block(&mut self, source: Source<'_>, block: u64) -> Result<&[u8]> {
+        self.resolve(source, block, 1)?;
+        let bytes = &mut self.block[..];
+        for extent in &self.resolved.extents {
+            read_extent(source, extent, &self.resolved, bytes)?;
+        }
+        Ok(bytes)
+    }
+
+    /// Asks the host where `count` blocks from `first` of the file on are.
+    fn resolve(&mut self, source: Source<'_>, first: u64, count: u64) -> Result<()> {
+        let Some(snapshot) = &self.snapshot else {
+            return Err(WindowError::Storage("there is no snapshot".into()));
+        };
+        self.pieces.clear();
+        snapshot
+            .resolve(first, count, &mut self.pieces)
+            .map_err(WindowError::Storage)?;
+        let end = self.size.saturating_sub(first.saturating_mul(BLOCK));
+        let whole = (end / BLOCK).min(count);
+        let geometry = source.storage.geometry();
+        if self.resolved.set(&self.pieces, count, whole, geometry) {
+            self.resolved.tail_bytes = (end % BLOCK) as usize;
+            return Ok(());
+        }
+        let last = first + count - 1;
+        Err(WindowError::Storage(format!(
+            "the host gave no extents that cover blocks {first} to {last} of the file"
+        )))
+    }
+}
+
+/// Maps an extent if the device has a source for it, and has the operating system bring in what
+/// is not in its cache (asking for these very blocks first was measured, and slower by half).
+fn map_extent(cage: &mut Cage, source: Source<'_>, at: u64, lba: Lba, blocks: u64) -> Result<bool> {
+    let from = source.storage.map_source(lba, blocks).map_err(storage)?;
+    let Some(from) = from else {
+        return Ok(false);
+    };
+    let mapped = cage.map_window(at * BLOCK, from.fd, from.offset, blocks * BLOCK, true);
+    if let Err(error) = &mapped {
+        // Most likely the limit on mappings per process: copying needs one for all extents.
+        tracing::debug!(%error, %lba, blocks, "an extent is copied that could not be mapped");
+    }
+    Ok(mapped.is_ok())
+}
+
+/// Asks the operating system for bytes of a file in advance.
+fn ask_for(place: &MapSource<'_>, len: u64) {
+    let (Ok(at), Ok(len)) = (
+        libc::off_t::try_from(place.offset),
+        libc::off_t::try_from(len),
+    ) else {
+        return;
+    };
+    // SAFETY: only gives advice about a descriptor that is borrowed for the call.
+    unsafe { libc::posix_fadvise(place.fd.as_raw_fd(), at, len, libc::POSIX_FADV_WILLNEED) };
+}
+
+/// Copies what `range` of the resolved blocks holds into the window, whose part for them starts
+/// at block `at`.
+fn copy_extents(
+    cage: &mut Cage,
+    source: Source<'_>,
+    at: u64,
+    range: std::ops::Range<u64>,
+    resolved: &Resolved,
+) -> Result<()> {
+    let blocks = range.end - range.start;
+    if blocks == 0 {
+        return Ok(());
+    }
+    cage.fill_window((at + range.start) * BLOCK, blocks * BLOCK, |bytes| {
+        // The bytes are fresh: holes stay untouched, and cost no memory.
+        let within = |extent: &&Extent| range.contains(&extent.first) && extent.lba.is_some();
+        for extent in resolved.extents.iter().filter(within) {
+            let from = ((extent.first - range.start) * BLOCK) as usize;
+            let len = (extent.blocks * BLOCK) as usize;
+            read_extent(source, extent, resolved, &mut bytes[from..from + len])?;
+        }
+        Ok(())
+    })?
+}
+
+/// Fills `bytes` with the blocks of an extent, checked, with nothing past the end of the
+/// snapshot.
+fn read_extent(
+    source: Source<'_>,
+    extent: &Extent,
+    resolved: &Resolved,
+    bytes: &mut [u8],
+) -> Result<()> {
+    let Some(lba) = extent.lba else {
+        bytes.fill(0);
+        return Ok(());
+    };
+    read_blocks(source.storage, lba, bytes)?;
+    check(lba, bytes, resolved.checksums(extent))?;
+    match extent.place {
+        Place::Within => {}
+        Place::Tail => bytes[resolved.tail_bytes..].fill(0),
+    }
+    Ok(())
+}
+
+/// Reads blocks, through the host's cache where the device is a file: what kernels read is read
+/// again.
+fn read_blocks(device: &dyn ZonedDevice, lba: Lba, bytes: &mut [u8]) -> Result<()> {
+    let blocks = bytes.len() as u64 / BLOCK;
+    let Some(from) = device.map_source(lba, blocks).map_err(storage)? else {
+        return device.read(lba, bytes).map_err(storage);
+    };
+    let file = from.fd.as_raw_fd();
+    let mut done = 0;
+    while done < bytes.len() {
+        let rest = &mut bytes[done..];
+        let at = libc::off_t::try_from(from.offset + done as u64)
+            .map_err(|_| WindowError::Storage(format!("LBA {lba} is too far out")))?;
+        // SAFETY: `rest` is writable for its length, and the descriptor is borrowed for the call.
+        let got = unsafe { libc::pread(file, rest.as_mut_ptr().cast(), rest.len(), at) };
+        match usize::try_from(got) {
+            Ok(0) => {
+                return Err(past_the_end(lba));
+            }
+            Ok(got) => done += got,
+            Err(_) => {
+                let error = std::io::Error::last_os_error();
+                if error.kind() != std::io::ErrorKind::Interrupted {
+                    return Err(WindowError::Storage(format!("reading LBA {lba}: {error}")));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Checks blocks that were mapped at block `at` of the window.
+fn check_mapped(cage: &Cage, at: u64, lba: Lba, checksums: &[u32]) -> Result<()> {
+    let address = cage.address(Region::Window) + at * BLOCK;
+    let mapped = cage.check(address, checksums.len() as u64 * BLOCK, Access::Read);
+    let mapped = mapped.ok_or(WindowError::Fault(address))?;
+    match cage.look(mapped, |bytes| check(lba, bytes, checksums)) {
+        Ok(checked) => checked,
+        Err(fault) => {
+            let lba = lba.plus((fault.0 - mapped.offset()) / BLOCK);
+            Err(past_the_end(lba))
+        }
+    }
+}
+
+fn past_the_end(lba: Lba) -> WindowError {
+    WindowError::Storage(format!("LBA {lba} is past the end of its file"))
+}
+
+fn check(first: Lba, bytes: &[u8], checksums: &[u32]) -> Result<()> {
+    let blocks = bytes.chunks_exact(BLOCK_SIZE).zip(checksums);
+    for (index, (block, expected)) in blocks.enumerate() {
+        let found = crc32c::crc32c(block);
+        if found != *expected {
+            let lba = first.plus(index as u64);
+            return Err(WindowError::Storage(format!(
+                "block at LBA {lba} has checksum {found:#010x}, not {expected:#010x}"
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn storage(error: zns_backend::Error) -> WindowError {
+    WindowError::Storage(error.to_string())
+}

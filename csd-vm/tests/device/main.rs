@@ -1,0 +1,10 @@
+//! The device from end to end: kernels compiled from C, files on emulated zoned devices.
+
+mod common;
+mod fuzz;
+mod hostile;
+mod lifecycle;
+mod limits;
+mod opencsd;
+mod storage;
+mod warren;

@@ -1,0 +1,244 @@
+//! Requests that kernels have a part in: which handles, which requests, and how they are answered.
+//!
+//! The number of a handle says whether [`Offload`](crate::offload::Offload) knows it; only then is
+//! it asked, so that ordinary requests see a bit test. Even through such a handle only the requests
+//! that a process waits for itself go to kernels: those carry the owner of locks. Requests that
+//! fill or write back the page cache (of a mapping, of splice) do not, and see the file as
+//! everybody does: kernel output never gets into the page cache.
+
+use std::sync::Arc;
+
+use fuser::{
+    Errno, FileHandle, FopenFlags, INodeNo, LockOwner, Notifier, ReplyData, ReplyEmpty, ReplyWrite,
+    Request,
+};
+
+use super::Adapter;
+use super::dirty::Pending;
+use super::ops::answer;
+use crate::offload::value::Attribute;
+use crate::offload::{PageCache, ReadJob, SetRequest, WriteJob, WriteRequest};
+use crate::types::Ino;
+use crate::volume::types::{Caller, XattrFlags};
+
+/// Handle bit: the handle bypasses the page cache.
+pub(super) const HANDLE_DIRECT: u64 = 1;
+/// Handle bit: the rest is the number of the handle.
+const HANDLE_NUMBERED: u64 = 2;
+const NUMBER_SHIFT: u32 = 2;
+
+/// The number of a handle, if it has one.
+pub(super) fn number(handle: FileHandle) -> Option<u64> {
+    (handle.0 & HANDLE_NUMBERED != 0).then_some(handle.0 >> NUMBER_SHIFT)
+}
+
+/// A read for kernels.
+pub(super) struct KernelRead {
+    pub(super) ino: Ino,
+    pub(super) offset: u64,
+    pub(super) size: u32,
+}
+
+/// A write for kernels.
+pub(super) struct KernelWrite<'a> {
+    pub(super) ino: Ino,
+    pub(super) offset: u64,
+    pub(super) data: &'a [u8],
+    pub(super) kill_privileges: bool,
+    pub(super) sync: bool,
+}
+
+impl Adapter {
+    /// The handle of a file opened with `flags` of open(2), and how it is cached.
+    ///
+    /// A direct handle needs no alignment, and its writes run in parallel unless they extend the
+    /// file. Under the writeback cache O_DIRECT gets an ordinary handle all the same, whose reads
+    /// and writes the kernel passes by the cache: with FOPEN_DIRECT_IO it would keep showing the
+    /// mtime it owns and never move it (Linux 6.18). A handle that kernels answer has to do with
+    /// that; and it leaves alone what others have cached.
+    pub(super) fn handle(
+        &self,
+        request: &Request,
+        ino: Ino,
+        flags: i32,
+    ) -> (FileHandle, FopenFlags) {
+        let uncached = self.options.direct_io || flags & libc::O_DIRECT != 0;
+        let opened = self.core.offload.open(ino, request.pid(), uncached);
+        let direct = FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES;
+        let cached = if opened.bound {
+            direct | FopenFlags::FOPEN_KEEP_CACHE
+        } else if self.options.direct_io || (uncached && !self.writeback) {
+            direct
+        } else {
+            FopenFlags::FOPEN_KEEP_CACHE
+        };
+        let mut handle = 0;
+        if cached.contains(FopenFlags::FOPEN_DIRECT_IO) {
+            handle |= HANDLE_DIRECT;
+        }
+        if let Some(number) = opened.number {
+            handle |= HANDLE_NUMBERED | number << NUMBER_SHIFT;
+        }
+        (FileHandle(handle), cached)
+    }
+
+    /// What kernels have to do with a read.
+    pub(super) fn read_job(
+        &self,
+        request: &Request,
+        ino: Ino,
+        handle: FileHandle,
+        locks: Option<LockOwner>,
+    ) -> Option<ReadJob> {
+        locks?;
+        self.core
+            .offload
+            .read_job(ino, number(handle)?, request.pid())
+    }
+
+    /// What kernels have to do with a write.
+    pub(super) fn write_job(
+        &self,
+        request: &Request,
+        ino: Ino,
+        handle: FileHandle,
+        locks: Option<LockOwner>,
+    ) -> Option<WriteJob> {
+        locks?;
+        self.core
+            .offload
+            .write_job(ino, number(handle)?, request.pid())
+    }
+
+    /// Whether a copy is to go through kernels: then it must be made of reads and writes.
+    pub(super) fn copies_through_kernels(
+        &self,
+        request: &Request,
+        (from, from_handle): (Ino, FileHandle),
+        (to, to_handle): (Ino, FileHandle),
+    ) -> bool {
+        let (offload, thread) = (&self.core.offload, request.pid());
+        number(from_handle).is_some_and(|n| offload.read_job(from, n, thread).is_some())
+            || number(to_handle).is_some_and(|n| offload.write_job(to, n, thread).is_some())
+    }
+
+    /// Has kernels answer a read. A panic leaves the reply to its destructor, which answers EIO.
+    pub(super) fn read_through_kernels(&self, job: ReadJob, read: KernelRead, reply: ReplyData) {
+        let KernelRead { ino, offset, size } = read;
+        let then = Box::new(
+            move |answer: std::result::Result<&[u8], i32>| match answer {
+                Ok(bytes) => reply.data(bytes),
+                Err(errno) => reply.error(Errno::from_i32(errno)),
+            },
+        );
+        let _absence = self.gate.step_out();
+        let _ = self.core.run("read", ino, |_| {
+            self.core
+                .offload
+                .read(ino, job, offset, size as usize, then);
+            Ok(())
+        });
+    }
+
+    /// Has kernels do a write.
+    pub(super) fn write_through_kernels(
+        &self,
+        job: WriteJob,
+        write: &KernelWrite<'_>,
+        reply: ReplyWrite,
+    ) {
+        let ino = write.ino;
+        let len = write.data.len() as u32;
+        let core = Arc::clone(&self.core);
+        let then = Box::new(move |outcome: std::result::Result<(), i32>| match outcome {
+            Ok(()) => {
+                core.stale.note(ino);
+                reply.written(len);
+            }
+            Err(errno) => reply.error(Errno::from_i32(errno)),
+        });
+        let request = WriteRequest {
+            ino,
+            offset: write.offset,
+            data: write.data.to_vec(),
+            kill_privileges: write.kill_privileges,
+            sync: write.sync,
+        };
+        let _absence = self.gate.step_out();
+        // An error here means that changes are refused: the reply was dropped, and answers EIO.
+        let _ = self.core.change("write", ino, |_| {
+            self.core.offload.write(job, request, then);
+            Ok(())
+        });
+    }
+
+    /// Registers a kernel, after dirty pages of the files it concerns have been written.
+    pub(super) fn register(
+        &self,
+        caller: &Caller,
+        ino: Ino,
+        attribute: Attribute,
+        value: &[u8],
+        flags: XattrFlags,
+        reply: ReplyEmpty,
+    ) {
+        let request = SetRequest {
+            thread: caller.pid,
+            uid: caller.uid,
+            gid: caller.gid,
+            ino,
+            attribute,
+            value,
+            flags,
+        };
+        let offload = &self.core.offload;
+        let _absence = self.gate.step_out();
+        let prepared = match self
+            .core
+            .change("setxattr", ino, |_| offload.prepare(&request))
+        {
+            Ok(prepared) => prepared,
+            Err(errno) => return reply.error(errno),
+        };
+        let mut files = prepared.files().to_vec();
+        files.retain(|ino| self.core.writers.contains(*ino));
+        let core = Arc::clone(&self.core);
+        let register: Box<dyn FnOnce() + Send> = Box::new(move || {
+            let result = core.change("setxattr", ino, |_| core.offload.register(prepared));
+            answer(reply, result);
+        });
+        if files.is_empty() {
+            return register();
+        }
+        // The thread is there as long as this adapter is.
+        if let Err(unsent) = self.write_back.send(Pending::Other(files, register))
+            && let Pending::Other(_, register) = unsent.0
+        {
+            register();
+        }
+    }
+}
+
+/// The page cache of a mount, as the kernel lets us change it.
+pub(super) struct Pages(pub(super) Notifier);
+
+impl Pages {
+    fn log(ino: Ino, outcome: std::io::Result<()>) {
+        // The kernel has forgotten an inode that nobody uses; then there is nothing to change.
+        if let Err(error) = outcome {
+            tracing::debug!(inode = ino.0, "page cache: {error}");
+        }
+    }
+}
+
+impl PageCache for Pages {
+    fn changed(&self, ino: Ino, offset: u64, len: u64) {
+        let (offset, len) = (offset as i64, len as i64);
+        Pages::log(ino, self.0.inval_inode(INodeNo(ino.0), offset, len));
+    }
+
+    /// Under the writeback cache the kernel owns the size; storing bytes behind it moves it.
+    fn grown(&self, ino: Ino, end: u64, last: u8) {
+        Pages::log(ino, self.0.store(INodeNo(ino.0), end - 1, &[last]));
+    }
+}

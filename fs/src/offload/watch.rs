@@ -1,0 +1,139 @@
+//! Owners of registrations, watched: when one ends, however it does, its registrations go.
+//!
+//! One thread waits for the pidfds of all owners. Whoever adds an owner holds the lock that the
+//! thread takes before it removes one's registrations, so that no registration slips in behind the
+//! end of its owner.
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use super::process::ProcessId;
+use crate::error::Result;
+
+/// Token of the descriptor that ends the thread.
+const STOP: u64 = 0;
+/// Most owners that one wait reports.
+const BATCH: usize = 64;
+
+/// What the thread waits for.
+pub(super) struct Watch {
+    epoll: Epoll,
+    stop: EventFd,
+}
+
+struct Owner {
+    token: u64,
+    pidfd: OwnedFd,
+    attachments: usize,
+}
+
+/// The processes that have attachments.
+pub(super) struct Owners {
+    watch: std::sync::Arc<Watch>,
+    owners: HashMap<ProcessId, Owner>,
+    tokens: HashMap<u64, ProcessId>,
+    next_token: u64,
+}
+
+impl Watch {
+    pub(super) fn new() -> std::io::Result<Watch> {
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        let stop = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+        epoll.add(&stop, EpollEvent::new(EpollFlags::EPOLLIN, STOP))?;
+        Ok(Watch { epoll, stop })
+    }
+
+    /// Ends the thread that waits.
+    pub(super) fn stop(&self) {
+        if let Err(error) = self.stop.write(1) {
+            tracing::warn!("stopping the watch on owners: {error}");
+        }
+    }
+
+    /// Waits until owners end; returns their tokens, or `None` when told to stop.
+    pub(super) fn wait(&self) -> Option<Vec<u64>> {
+        let mut events = [EpollEvent::empty(); BATCH];
+        loop {
+            match self.epoll.wait(&mut events, EpollTimeout::NONE) {
+                Ok(count) => {
+                    let tokens: Vec<u64> = events[..count].iter().map(EpollEvent::data).collect();
+                    return (!tokens.contains(&STOP)).then_some(tokens);
+                }
+                Err(Errno::EINTR) => {}
+                Err(error) => {
+                    tracing::error!("the ends of owners go unnoticed from now on: {error}");
+                    return None;
+                }
+            }
+        }
+    }
+}
+
+impl Owners {
+    pub(super) fn new(watch: std::sync::Arc<Watch>) -> Owners {
+        Owners {
+            watch,
+            owners: HashMap::new(),
+            tokens: HashMap::new(),
+            next_token: STOP + 1,
+        }
+    }
+
+    /// Watches a process for one more attachment.
+    ///
+    /// # Errors
+    /// `NoProcess` if it has ended; when the descriptors run out.
+    pub(super) fn hold(&mut self, owner: ProcessId) -> Result<()> {
+        if let Some(known) = self.owners.get_mut(&owner) {
+            known.attachments += 1;
+            return Ok(());
+        }
+        let pidfd = owner.watch()?;
+        let token = self.next_token;
+        let added = self
+            .watch
+            .epoll
+            .add(pidfd.as_fd(), EpollEvent::new(EpollFlags::EPOLLIN, token));
+        if let Err(error) = added {
+            tracing::warn!("process {} cannot be watched: {error}", owner.pid);
+            return Err(crate::error::Error::NoMemory("watching another process"));
+        }
+        self.next_token += 1;
+        self.tokens.insert(token, owner);
+        self.owners.insert(
+            owner,
+            Owner {
+                token,
+                pidfd,
+                attachments: 1,
+            },
+        );
+        Ok(())
+    }
+
+    /// A process has one attachment less.
+    pub(super) fn let_go(&mut self, owner: ProcessId) {
+        let Some(known) = self.owners.get_mut(&owner) else {
+            return;
+        };
+        known.attachments -= 1;
+        if known.attachments == 0
+            && let Some(gone) = self.owners.remove(&owner)
+        {
+            self.tokens.remove(&gone.token);
+            // Closing the descriptor would do; a copy in a child that is being made would not.
+            if let Err(error) = self.watch.epoll.delete(gone.pidfd.as_fd()) {
+                tracing::debug!("process {}: {error}", owner.pid);
+            }
+        }
+    }
+
+    /// The process that a token stands for.
+    pub(super) fn of_token(&self, token: u64) -> Option<ProcessId> {
+        self.tokens.get(&token).copied()
+    }
+}

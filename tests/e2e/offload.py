@@ -1,0 +1,929 @@
+"""Offloading: kernels attached with extended attributes, run on snapshots, seen by their owner alone."""
+
+import contextlib
+import ctypes
+import errno
+import json
+import mmap
+import os
+import pathlib
+import random
+import select
+import signal
+import subprocess
+import tempfile
+import textwrap
+import time
+import traceback
+
+from harness import ROOT, WARREN, as_user, case, eventually, fails_with, need, need_root, run, shell
+
+READ_STREAM = "user.process.csd_read_stream"
+WRITE_STREAM = "user.process.csd_write_stream"
+READ_EVENT = "user.process.csd_read_event"
+WRITE_EVENT = "user.process.csd_write_event"
+STATS = "user.process.csd_stats"
+
+STRIDE = 512 << 10
+
+# What is read or written, in capitals: the output is as long as the input.
+UPPER = """
+static u8 upper(u8 c) { return c >= 'a' && c <= 'z' ? c - 32 : c; }
+WARREN_KERNEL(request)
+{
+    u64 at = request->offset, left = request->op == WARREN_READ_STREAM ? request->size : request->data_size;
+    const u8 *data = (const u8 *)request->data;
+    while (left) {
+        const void *from = data;
+        s64 got = left;
+        if (request->op == WARREN_READ_STREAM) {
+            got = warren_map(at, left, &from);
+            if (got <= 0)
+                return got;
+        }
+        u8 *to = warren_reserve(got);
+        if (!to)
+            return -WARREN_EFBIG;
+        for (s64 i = 0; i < got; i++)
+            to[i] = upper(((const u8 *)from)[i]);
+        at += got;
+        left -= got;
+    }
+    return 0;
+}
+"""
+
+# Every byte of the request, plus the argument.
+ADD = """
+WARREN_KERNEL(request)
+{
+    u64 add = 0, at = request->offset, left = request->size;
+    warren_argument(0, &add);
+    while (left) {
+        const void *from;
+        s64 got = warren_map(at, left, &from);
+        if (got <= 0)
+            return got;
+        u8 *to = warren_reserve(got);
+        if (!to)
+            return -WARREN_EFBIG;
+        for (s64 i = 0; i < got; i++)
+            to[i] = ((const u8 *)from)[i] + add;
+        at += got;
+        left -= got;
+    }
+    return 0;
+}
+"""
+
+# The sum of all bytes of the file as 8 bytes, wherever it is read.
+SUM = """
+WARREN_KERNEL(request)
+{
+    u64 sum = 0, at = 0;
+    while (at < request->snapshot_size) {
+        const void *from;
+        s64 got = warren_map(at, request->snapshot_size - at < 65536 ? request->snapshot_size - at : 65536, &from);
+        if (got <= 0)
+            return got;
+        for (s64 i = 0; i < got; i++)
+            sum += ((const u8 *)from)[i];
+        at += got;
+        warren_unmap();
+    }
+    return warren_emit(&sum, sizeof(sum));
+}
+"""
+
+# The data twice.
+TWICE = """
+WARREN_KERNEL(request)
+{
+    s64 bad = warren_emit((const void *)request->data, request->data_size);
+    return bad ? bad : warren_emit((const void *)request->data, request->data_size);
+}
+"""
+
+# A record for every piece of data: its length in 4 bytes and its first 4 bytes.
+RECORD = """
+WARREN_KERNEL(request)
+{
+    u32 length = request->data_size;
+    s64 bad = warren_emit(&length, 4);
+    return bad ? bad : warren_emit((const void *)request->data, length < 4 ? length : 4);
+}
+"""
+
+FOUR_BYTES = 'WARREN_KERNEL(request) { (void)request; return warren_emit("TINY", 4); }'
+NOTHING = "WARREN_KERNEL(request) { (void)request; return 0; }"
+FAILS = 'WARREN_KERNEL(request) { (void)request; warren_emit("x", 1); return -5; }'
+FAULTS = "WARREN_KERNEL(request) { return *(volatile u64 *)(request->heap - 65536); }"
+LOOPS = "WARREN_KERNEL(request) { volatile u64 x = request->size; while (1) x++; return x; }"
+
+BUILT = {}
+
+
+def kernel(directory, source, name="kernel.o"):
+    """Compiles a kernel into a directory of the filesystem."""
+    need("clang")
+    if source not in BUILT:
+        with tempfile.TemporaryDirectory() as scratch:
+            code, out = pathlib.Path(scratch, "k.c"), pathlib.Path(scratch, "k.o")
+            code.write_text("#include <warren.h>\n" + textwrap.dedent(source))
+            run("clang", "-O2", "-target", "bpf", "-ffreestanding", "-I", ROOT / "bpf-programs/include",
+                "-c", code, "-o", out)
+            BUILT[source] = out.read_bytes()
+    path = directory / name
+    path.write_bytes(BUILT[source])
+    return path
+
+
+def attach(path, object, options="", name=READ_STREAM):
+    os.setxattr(path, name, f"{object.stat().st_ino}{options}".encode())
+
+
+def read_all(fd, size=1 << 20):
+    out = b""
+    while piece := os.read(fd, size):
+        out += piece
+    return out
+
+
+@contextlib.contextmanager
+def opened(path, flags=os.O_RDONLY):
+    fd = os.open(path, flags)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def attached(path, object, options="", name=READ_STREAM):
+    attach(path, object, options, name)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            os.removexattr(path, name)
+
+
+def forked(function):
+    """Starts a child that runs `function` and nothing else; its number."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            function()
+            code = 0
+        except BaseException:  # whatever it is, the child ends here
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    return pid
+
+
+def in_child(function):
+    """The value of `function` in another process."""
+    here, there = os.pipe()
+
+    def answer():
+        os.close(here)
+        with os.fdopen(there, "wb") as out:
+            out.write(repr(function()).encode())
+
+    pid = forked(answer)
+    os.close(there)
+    with os.fdopen(here, "rb") as answer:
+        said = answer.read()
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0, "the child failed"
+    return eval(said)  # what repr() made
+
+
+def stats(mount):
+    return json.loads(run(WARREN, "stats", mount, "--json").stdout)
+
+
+def pins(mount):
+    return stats(mount)["collector"]["kept_versions"]
+
+
+def registrations(mount):
+    return stats(mount)["kernels"]["registrations"]
+
+
+def text_of(size, seed=1):
+    return bytes(random.Random(seed).choices(b"abcdefghijklmnopqrstuvwxyz 0123456789\n", k=size))
+
+
+def as_fluffle_scripts_do(directory, open_first):
+    """open, setxattr with the inode number, pread with a stride of 512 KiB."""
+    object = kernel(directory, UPPER)
+    data = text_of(3 * STRIDE + 12345)
+    path = directory / "data"
+    path.write_bytes(data)
+    fd = os.open(path, os.O_RDWR) if open_first else None
+    os.setxattr(path, READ_STREAM, bytes(str(os.stat(object).st_ino), "utf-8"))
+    if fd is None:
+        fd = os.open(path, os.O_RDWR)
+    try:
+        for at in range(0, len(data), STRIDE):
+            assert os.pread(fd, STRIDE, at) == data[at:at + STRIDE].upper(), f"at {at}"
+        assert os.pread(fd, STRIDE, len(data)) == b""
+        assert os.pread(fd, 7, 4095) == data[4095:4102].upper()
+        os.removexattr(path, READ_STREAM)
+        assert os.pread(fd, STRIDE, STRIDE) == data[STRIDE:2 * STRIDE]
+    finally:
+        os.close(fd)
+
+
+@case
+def set_then_open_and_read_in_strides(bench):
+    as_fluffle_scripts_do(bench.dir, open_first=False)
+
+
+@case(image=True)
+def open_then_set_works_on_direct_mounts(bench):
+    image = bench.new_image()
+    directory = image.mount("direct_io")
+    as_fluffle_scripts_do(directory, open_first=True)
+    as_fluffle_scripts_do(directory, open_first=False)
+    image.unmount()
+
+
+@case
+def a_shell_attaches_and_reads_with_ordinary_tools(bench):
+    need("setfattr", "getfattr")
+    kernel(bench.dir, UPPER, "upper.o")
+    (bench.dir / "log").write_text("one line\n" * 1000)
+    inside = f"/{bench.dir.name}/upper.o"
+    seen = shell(f"""
+        setfattr -n {READ_STREAM} -v "{inside};view;owner=$$" log
+        cat log | head -n 1
+        dd if=log bs=64k status=none | tail -n 1
+        dd if=log bs=1M status=none | wc -c
+        getfattr --only-values -n {READ_STREAM} log; echo
+        getfattr -n {STATS} --only-values log | grep -c executions
+        setfattr -x {READ_STREAM} log
+        cat log | head -n 1
+    """, bench.dir).splitlines()
+    assert seen[:3] == ["ONE LINE", "ONE LINE", "9000"], seen
+    assert seen[3].startswith(f"{inside};view;owner="), seen
+    assert seen[4:] == ["1", "one line"], seen
+
+
+@case
+def a_view_is_read_to_its_end_whatever_the_size_of_the_file(bench):
+    path = bench.dir / "f"
+    data = text_of(100000)
+    path.write_bytes(data)
+    total = sum(data).to_bytes(8, "little")
+    with attached(path, kernel(bench.dir, SUM), ";view"), opened(path) as fd:
+        assert os.pread(fd, 100, 0) == total and os.pread(fd, 3, 6) == total[6:]
+        assert os.pread(fd, 100, 8) == b"" and os.pread(fd, 1 << 20, 1 << 40) == b""
+        assert read_all(fd) == total
+        seen = json.loads(os.getxattr(path, STATS))[0]
+        assert (seen["executions"], seen["bytes_returned"]) == (1, 8), seen
+        assert seen["bytes_not_moved"] >= 90000, seen
+    # More than the file holds.
+    (bench.dir / "small").write_bytes(b"x")
+    with attached(bench.dir / "small", kernel(bench.dir, SUM), ";view"):
+        assert run("cat", bench.dir / "small").stdout == "x", "another process reads the file"
+        with opened(bench.dir / "small") as fd:
+            assert read_all(fd) == ord("x").to_bytes(8, "little")
+
+
+@case
+def every_shape_of_file_is_seen_as_it_is(bench):
+    object = kernel(bench.dir, ADD)
+    shapes = {"empty": b"", "inline": text_of(300), "odd": text_of(4097), "large": text_of(1 << 20)}
+    for name, data in shapes.items():
+        (bench.dir / name).write_bytes(data)
+    with open(bench.dir / "sparse", "wb") as out:
+        for at in [0, 70000, 1 << 20]:
+            out.seek(at)
+            out.write(text_of(5000, at))
+        out.truncate(3 << 20)
+    with open(bench.dir / "fragmented", "wb") as out:
+        out.write(text_of(1 << 20))
+        for at in range(0, 1 << 20, 20000):
+            out.seek(at)
+            out.write(text_of(3000, at))
+            out.flush()
+            os.fsync(out.fileno())
+    with open(bench.dir / "reserved", "wb") as out:
+        out.write(b"start")
+        os.posix_fallocate(out.fileno(), 0, 100000)
+    for path in sorted(bench.dir.iterdir()):
+        if path == object:
+            continue
+        expected = bytes(byte + 3 & 255 for byte in path.read_bytes())
+        blocks = path.stat().st_blocks
+        with attached(path, object, ";arg=3"), opened(path) as fd:
+            seen = b"".join(os.pread(fd, 100001, at) for at in range(0, max(1, len(expected)), 100001))
+        assert seen == expected, path
+        assert path.stat().st_blocks == blocks, "looking changes nothing that others see"
+
+
+@case
+def dirty_pages_are_part_of_the_snapshot(bench):
+    object, path = kernel(bench.dir, UPPER), bench.dir / "f"
+    # A process that has nothing of ours open.
+    script = ("import os, sys; os.setxattr(sys.argv[1], sys.argv[2], sys.argv[3].encode());"
+              "sys.stdout.buffer.write(open(sys.argv[1], 'rb').read())")
+    elsewhere = lambda path: run("python3", "-c", script, path, READ_STREAM, object.stat().st_ino).stdout
+    with open(path, "wb") as out:
+        out.write(b"written a moment ago")
+        out.flush()
+        assert elsewhere(path) == "WRITTEN A MOMENT AGO"
+    path = bench.dir / "m"
+    path.write_bytes(b"." * 4096)
+    with opened(path, os.O_RDWR) as fd, mmap.mmap(fd, 4096) as mapped:
+        mapped[:6] = b"mapped"
+        assert elsewhere(path)[:7] == "MAPPED."
+    # The kernel itself may have just been written.
+    fresh = bench.dir / "fresh.o"
+    with open(fresh, "wb") as out:
+        out.write(object.read_bytes())
+        out.flush()
+        script_of_fresh = run("python3", "-c", script, path, READ_STREAM, fresh.stat().st_ino).stdout
+        assert script_of_fresh[:7] == "MAPPED."
+
+
+@case
+def nobody_else_sees_kernel_output_however_it_reads(bench):
+    path = bench.dir / "f"
+    data = text_of(300000)
+    path.write_bytes(data)
+    attach(path, kernel(bench.dir, UPPER))
+
+    def others():
+        seen = [path.read_bytes()]
+        with opened(path, os.O_RDONLY | os.O_DIRECT) as fd:
+            buffer = mmap.mmap(-1, 303104)
+            seen.append(buffer[:os.readv(fd, [buffer])])
+        with opened(path) as fd, mmap.mmap(fd, 0, prot=mmap.PROT_READ) as mapped:
+            seen.append(mapped[:])
+        with opened(path) as fd, open(bench.dir / "copy", "wb") as out:
+            while os.sendfile(out.fileno(), fd, None, 1 << 20):
+                pass
+        seen.append((bench.dir / "copy").read_bytes())
+        with fails_with(errno.ENODATA):
+            os.getxattr(path, READ_STREAM)
+        with fails_with(errno.ENODATA):
+            os.getxattr(path, STATS)
+        with fails_with(errno.ENODATA):
+            os.removexattr(path, READ_STREAM)
+        return [one == data for one in seen], os.listxattr(path)
+
+    with opened(path) as fd:
+        for _ in range(3):
+            assert os.pread(fd, 300000, 0) == data.upper()
+            assert in_child(others) == ([True] * 4, [])
+        # The owner's own mapping is the file, too: it is made of the page cache.
+        with mmap.mmap(fd, 0, prot=mmap.PROT_READ) as mapped:
+            assert mapped[:] == data
+        assert os.pread(fd, 300000, 0) == data.upper()
+    assert os.listxattr(path) == [READ_STREAM]
+    os.removexattr(path, READ_STREAM)
+    assert path.read_bytes() == data and os.listxattr(path) == []
+
+
+@case
+def a_handle_from_the_page_cache_alone_is_in_the_way(bench):
+    object, path = kernel(bench.dir, UPPER), bench.dir / "f"
+    path.write_bytes(b"abcd" * 1024)
+    with opened(path) as cached:
+        with fails_with(errno.EBUSY):
+            attach(path, object)
+        assert os.listxattr(path) == []
+        # Another process's handles are no concern of ours.
+        assert in_child(lambda: (os.close(cached), attach(path, object), path.read_bytes())[2]) == b"ABCD" * 1024
+        with opened(path, os.O_RDONLY | os.O_DIRECT) as direct:
+            attach(path, object)
+            buffer = mmap.mmap(-1, 4096)
+            assert os.preadv(direct, [buffer], 0) == 4096 and buffer[:4] == b"ABCD"
+            assert os.pread(cached, 4, 0) == b"abcd"
+            os.removexattr(path, READ_STREAM)
+            assert os.preadv(direct, [buffer], 0) == 4096 and buffer[:4] == b"abcd"
+
+
+@case
+def handles_from_before_stay_as_they_are(bench):
+    object, path = kernel(bench.dir, UPPER), bench.dir / "f"
+    path.write_bytes(b"abcd")
+    with opened(path, os.O_RDONLY | os.O_DIRECT), opened(path) as before:
+        attach(path, object)
+        with opened(path) as after:
+            assert (os.pread(before, 4, 0), os.pread(after, 4, 0)) == (b"abcd", b"ABCD")
+    # The owner had the file open, and has closed it.
+    assert eventually(lambda: os.listxattr(path) == [])
+
+
+@case
+def a_second_attribute_has_a_later_snapshot(bench):
+    object, path = kernel(bench.dir, UPPER), bench.dir / "f"
+    path.write_bytes(b"first")
+    attach(path, object)
+    with opened(path) as fd:
+        in_child(lambda: path.write_bytes(b"second one"))
+        assert os.pread(fd, 100, 0) == b"FIRST"
+        attach(path, object)
+        assert os.pread(fd, 100, 0) == b"SECOND ONE"
+        with fails_with(errno.EEXIST):
+            os.setxattr(path, READ_STREAM, str(object.stat().st_ino).encode(), os.XATTR_CREATE)
+        with fails_with(errno.ENODATA):
+            os.setxattr(path, WRITE_EVENT, str(object.stat().st_ino).encode(), os.XATTR_REPLACE)
+    # It was set with the file open, and has ended with the last handle.
+    assert eventually(lambda: os.listxattr(path) == [])
+    with fails_with(errno.ENODATA):
+        os.removexattr(path, READ_STREAM)
+
+
+@case
+def a_changed_kernel_is_the_one_that_was_registered(bench):
+    object, path = kernel(bench.dir, UPPER), bench.dir / "f"
+    path.write_bytes(b"abc")
+    with attached(path, object), opened(path) as fd:
+        object.write_bytes(b"garbage")
+        object.unlink()
+        assert os.pread(fd, 10, 0) == b"ABC"
+
+
+@case
+def registrations_end_with_their_owner_however_it_ends(bench):
+    mount = bench.image.dir if bench.image else None
+    object, path = kernel(bench.dir, UPPER), bench.dir / "f"
+    path.write_bytes(b"abcd" * 5000)
+    before = pins(mount)
+    for how in [signal.SIGKILL, signal.SIGTERM, None]:
+        ready, go = os.pipe(), os.pipe()
+
+        def hold():
+            attach(path, object, ";view")
+            attach(path, object, name=READ_EVENT)
+            fd = os.open(path, os.O_RDONLY)
+            ok = os.pread(fd, 4, 0) == b"ABCD"
+            os.write(ready[1], b"1" if ok else b"0")
+            os.close(go[1])
+            os.read(go[0], 1)
+
+        pid = forked(hold)
+        os.close(go[0])
+        assert os.read(ready[0], 1) == b"1"
+        assert registrations(mount) == 2 and pins(mount) >= before + 2
+        if how is None:
+            os.close(go[1])
+        else:
+            os.kill(pid, how)
+            os.close(go[1])
+        os.waitpid(pid, 0)
+        assert eventually(lambda: registrations(mount) == 0 and pins(mount) <= before), (how, stats(mount))
+        for end in ready:
+            os.close(end)
+
+
+@case
+def a_registration_made_with_the_file_open_ends_with_the_last_handle(bench):
+    object, path = kernel(bench.dir, UPPER), bench.dir / "f"
+    path.write_bytes(b"abcd" * 1024)
+    first = os.open(path, os.O_RDONLY | os.O_DIRECT)
+    attach(path, object)
+    second = os.open(path, os.O_RDONLY)
+    os.close(first)
+    assert os.listxattr(path) == [READ_STREAM] and os.pread(second, 4, 0) == b"ABCD"
+    os.close(second)
+    assert eventually(lambda: os.listxattr(path) == [])
+    # One made without does not care.
+    attach(path, object)
+    with opened(path):
+        pass
+    time.sleep(0.1)
+    assert os.listxattr(path) == [READ_STREAM]
+    os.removexattr(path, READ_STREAM)
+
+
+@case
+def owners_are_processes_of_the_same_user_and_descendants_follow(bench):
+    object, path = kernel(bench.dir, UPPER), bench.dir / "f"
+    path.write_bytes(b"abc")
+    with attached(path, object, f";owner={os.getpid()}"):
+        # The child descends from the owner, so does its child.
+        assert in_child(lambda: in_child(path.read_bytes)) == b"ABC"
+        assert run("cat", path).stdout == "ABC"
+    assert in_child(path.read_bytes) == b"abc"
+    with attached(path, object):
+        assert in_child(path.read_bytes) == b"abc", "without owner= it is for one process"
+    with subprocess.Popen(["sleep", "60"]) as other:
+        attach(path, object, f";owner={other.pid}")
+        assert path.read_bytes() == b"abc" and os.listxattr(path) == []
+        other.kill()
+
+
+@case
+def owners_of_others_are_refused(bench):
+    need_root()
+    object, path = kernel(bench.dir, UPPER), bench.dir / "f"
+    path.write_bytes(b"abc")
+    path.chmod(0o666)
+    text = f"{object.stat().st_ino};owner={os.getpid()}".encode()
+    assert as_user(1001, lambda: os.setxattr(path, READ_STREAM, text)) == errno.EPERM
+    mine = lambda: os.setxattr(path, READ_STREAM, f"{object.stat().st_ino};owner={os.getpid()}".encode())
+    assert as_user(1001, mine) == 0
+
+
+@case
+def permissions_on_kernel_and_target_are_needed(bench):
+    need_root()
+    object, path = kernel(bench.dir, UPPER), bench.dir / "f"
+    path.write_bytes(b"abc")
+    value = str(object.stat().st_ino).encode()
+    setting = lambda name=READ_STREAM: lambda: os.setxattr(path, name, value)
+    path.chmod(0o666)
+    assert as_user(1001, setting()) == 0
+    object.chmod(0o600)
+    assert as_user(1001, setting()) == errno.EACCES
+    object.chmod(0o644)
+    path.chmod(0o222)
+    assert as_user(1001, setting()) == errno.EACCES
+    assert as_user(1001, setting(WRITE_EVENT)) == 0
+    path.chmod(0o444)
+    assert as_user(1001, setting(WRITE_EVENT)) == errno.EACCES
+    # By its path, the directories on the way count.
+    path.chmod(0o666)
+    hidden = bench.dir / "hidden"
+    hidden.mkdir(mode=0o700)
+    kernel(hidden, UPPER)
+    by_path = f"/{bench.dir.name}/hidden/kernel.o".encode()
+    assert as_user(1001, lambda: os.setxattr(path, READ_STREAM, by_path)) == errno.EACCES
+    hidden.chmod(0o711)
+    assert as_user(1001, lambda: os.setxattr(path, READ_STREAM, by_path)) == 0
+
+
+@case
+def bad_input_is_refused_with_the_right_error_and_changes_nothing(bench):
+    object, path = kernel(bench.dir, UPPER), bench.dir / "f"
+    path.write_bytes(b"abc")
+    inside = f"/{bench.dir.name}"
+    (bench.dir / "text").write_text("no kernel at all")
+    (bench.dir / "cut").write_bytes(object.read_bytes()[:200])
+    (bench.dir / "big").touch()
+    os.truncate(bench.dir / "big", 1 << 30)
+    os.symlink("kernel.o", bench.dir / "link")
+    os.symlink("loop", bench.dir / "loop")
+    os.mkfifo(bench.dir / "fifo")
+    child = subprocess.Popen(["true"])
+    child.wait()
+    number = object.stat().st_ino
+    wrong = {
+        "": errno.EINVAL, ";view": errno.EINVAL, "0": errno.EINVAL, f"{number};frob": errno.EINVAL,
+        f"{number};arg=x": errno.EINVAL, f"{number};timeout_ms=0": errno.EINVAL, f"{number};owner=x": errno.EINVAL,
+        f"{number};owner={child.pid}": errno.ESRCH, "999999999": errno.ENOENT,
+        f"{inside}/none": errno.ENOENT, f"{inside}/f/x": errno.ENOTDIR, f"{inside}/kernel.o/": errno.ENOTDIR,
+        inside: errno.EISDIR, str(bench.dir.stat().st_ino): errno.EISDIR, "/": errno.EISDIR,
+        f"{inside}/loop": errno.ELOOP, f"{inside}/fifo": errno.EINVAL, f"{inside}/text": errno.ENOEXEC,
+        f"{inside}/big": errno.EINVAL, f"{inside}/{'n' * 300}": errno.ENAMETOOLONG,
+    }
+    for value, expected in wrong.items():
+        with fails_with(expected):
+            os.setxattr(path, READ_STREAM, value.encode())
+    with fails_with(errno.EINVAL, errno.ENOEXEC):
+        os.setxattr(path, READ_STREAM, f"{inside}/cut".encode())
+    for name in [WRITE_STREAM, READ_EVENT, WRITE_EVENT]:
+        with fails_with(errno.EINVAL):
+            os.setxattr(path, name, f"{number};view".encode())
+    with fails_with(errno.EPERM):
+        os.setxattr(path, STATS, b"x")
+    with fails_with(errno.EOPNOTSUPP):
+        os.setxattr(path, "user.process.csd_unheard_of", b"x")
+    with fails_with(errno.EISDIR):
+        attach(bench.dir, object)
+    with fails_with(errno.EPERM, errno.EOPNOTSUPP):
+        os.setxattr(bench.dir / "link", READ_STREAM, str(number).encode(), follow_symlinks=False)
+    assert os.listxattr(path) == [] and path.read_bytes() == b"abc"
+    os.setxattr(path, READ_STREAM, f"{inside}/link".encode())
+    assert path.read_bytes() == b"ABC"
+    # The last setting that worked holds.
+    with fails_with(errno.ENOENT):
+        os.setxattr(path, READ_STREAM, b"/none")
+    assert path.read_bytes() == b"ABC"
+    with opened(path) as fd, fails_with(errno.EBADF):
+        os.write(fd, b"x")
+    os.removexattr(path, READ_STREAM)
+    if bench.image:
+        log = bench.image.messages()
+        assert "csd_read_stream refused" in log, log
+
+
+@case
+def kernels_that_fail_give_errors_and_change_nothing(bench):
+    path = bench.dir / "f"
+    data = text_of(10000)
+    path.write_bytes(data)
+    for source, expected in [(FAILS, errno.EIO), (FAULTS, errno.EIO), (LOOPS, errno.ETIME)]:
+        object = kernel(bench.dir, source)
+        with attached(path, object, ";timeout_ms=100"), opened(path) as fd, fails_with(expected):
+            os.pread(fd, 4096, 0)
+        with attached(path, object, ";view;timeout_ms=100"), opened(path) as fd, fails_with(expected):
+            os.pread(fd, 4096, 0)
+        with attached(path, object, ";timeout_ms=100", READ_EVENT), opened(path) as fd, fails_with(expected):
+            os.pread(fd, 4096, 0)
+        with attached(path, object, ";timeout_ms=100", WRITE_STREAM), opened(path, os.O_RDWR) as fd:
+            with fails_with(expected):
+                os.pwrite(fd, b"new", 0)
+        assert path.read_bytes() == data
+    # An event comes after the write.
+    with attached(path, kernel(bench.dir, FAILS), "", WRITE_EVENT), opened(path, os.O_RDWR) as fd:
+        with fails_with(errno.EIO):
+            os.pwrite(fd, b"new", 0)
+    assert path.read_bytes() == b"new" + data[3:]
+
+
+@case
+def endless_kernels_do_not_keep_others_waiting(bench):
+    path = bench.dir / "f"
+    path.write_bytes(b"abc")
+    loops, upper = kernel(bench.dir, LOOPS, "loops.o"), kernel(bench.dir, UPPER, "upper.o")
+
+    def hog():
+        attach(path, loops, ";timeout_ms=1500")
+        with opened(path) as fd:
+            with contextlib.suppress(OSError):
+                os.pread(fd, 10, 0)
+
+    children = [forked(hog) for _ in range(8)]
+    time.sleep(0.2)
+    attach(path, upper)
+    begun = time.monotonic()
+    with opened(path) as fd:
+        assert os.pread(fd, 10, 0) == b"ABC"
+    took = time.monotonic() - begun
+    other = bench.dir / "other"
+    other.write_bytes(b"x")
+    assert other.read_bytes() == b"x"
+    for pid in children:
+        os.waitpid(pid, 0)
+    os.removexattr(path, READ_STREAM)
+    assert took < 1.0, f"waited {took:.2f} s behind other processes' kernels"
+
+
+@case
+def write_streams_replace_what_is_written(bench):
+    path = bench.dir / "f"
+    others = lambda: (path.read_bytes(), path.stat().st_size)
+    # As long as the data.
+    path.write_bytes(b"-" * 10)
+    with attached(path, kernel(bench.dir, UPPER), "", WRITE_STREAM), opened(path, os.O_RDWR) as fd:
+        assert os.pwrite(fd, b"shout", 2) == 5
+        assert os.pread(fd, 100, 0) == b"--SHOUT---"
+    assert in_child(others) == (b"--SHOUT---", 10)
+    # Longer: it goes on behind the data.
+    with attached(path, kernel(bench.dir, TWICE), "", WRITE_STREAM), opened(path, os.O_RDWR) as fd:
+        assert in_child(path.read_bytes) == b"--SHOUT---"
+        assert os.pwrite(fd, b"abc", 8) == 3
+        assert in_child(others) == (b"--SHOUT-abcabc", 14)
+        large = text_of(10000)
+        assert os.pwrite(fd, large, 14) == 10000
+    assert in_child(others) == (b"--SHOUT-abcabc" + large * 2, 20014)
+    # Shorter: the rest of what was written is zeros, and takes no space.
+    path.write_bytes(b"-" * 100000)
+    with attached(path, kernel(bench.dir, FOUR_BYTES), "", WRITE_STREAM), opened(path, os.O_RDWR) as fd:
+        assert os.pwrite(fd, b"x" * 50000, 100) == 50000
+        os.fsync(fd)
+    expected = b"-" * 100 + b"TINY" + b"\0" * 49996 + b"-" * 49900
+    assert in_child(others) == (expected, 100000)
+    assert in_child(lambda: path.stat().st_blocks * 512) < 70000
+    with attached(path, kernel(bench.dir, NOTHING), "", WRITE_STREAM), opened(path, os.O_RDWR) as fd:
+        assert os.pwrite(fd, b"x" * 20, 99990) == 20
+    assert in_child(others) == (expected[:99990] + b"\0" * 20, 100010)
+    if bench.image:
+        path = bench.image.remount() / path.relative_to(bench.image.dir)
+        assert path.read_bytes() == expected[:99990] + b"\0" * 20
+
+
+@case
+def write_events_append_what_they_return(bench):
+    path = bench.dir / "f"
+    path.write_bytes(b"." * 4090)
+    assert path.read_bytes() == b"." * 4090, "now it is in the page cache"
+    expected = b"." * 4090
+    with attached(path, kernel(bench.dir, RECORD), "", WRITE_EVENT), opened(path, os.O_RDWR) as fd:
+        for piece in [b"hello", b"x", text_of(5000)]:
+            assert os.pwrite(fd, piece, 0) == len(piece)
+            expected = piece + expected[len(piece):]
+            expected += len(piece).to_bytes(4, "little") + piece[:4]
+            assert os.fstat(fd).st_size == len(expected)
+            assert in_child(lambda: (path.read_bytes(), path.stat().st_size)) == (expected, len(expected))
+        with open(path, "rb") as mine:
+            mine.seek(0, os.SEEK_END)
+            assert mine.tell() == len(expected)
+    # Written through, and durable.
+    sync = bench.dir / "sync"
+    sync.touch()
+    with attached(sync, kernel(bench.dir, RECORD), "", WRITE_EVENT):
+        for flags in [os.O_SYNC, os.O_DSYNC]:
+            with opened(sync, os.O_WRONLY | flags) as fd:
+                assert os.pwrite(fd, b"abcd", 0) == 4
+    assert sync.read_bytes() == b"abcd" + b"\4\0\0\0abcd" * 2
+    # Two kernels: what the first makes of the data is what the second hears of.
+    log = bench.dir / "log"
+    log.touch()
+    with attached(log, kernel(bench.dir, UPPER, "upper.o"), "", WRITE_STREAM):
+        with attached(log, kernel(bench.dir, RECORD), "", WRITE_EVENT), opened(log, os.O_WRONLY | os.O_APPEND) as fd:
+            os.write(fd, b"abcdef")
+            os.write(fd, b"gh")
+    assert log.read_bytes() == b"ABCDEF\6\0\0\0ABCD" + b"GH\2\0\0\0GH"
+
+
+@case
+def read_events_add_to_what_is_read(bench):
+    path = bench.dir / "f"
+    path.write_bytes(b"hello")
+    with attached(path, kernel(bench.dir, RECORD), "", READ_EVENT), opened(path) as fd:
+        assert os.pread(fd, 100, 0) == b"hello\5\0\0\0hell"
+        assert os.pread(fd, 7, 0) == b"hello\5\0", "within the size asked for"
+        assert os.pread(fd, 2, 1) == b"el"
+        assert os.pread(fd, 100, 5) == b"", "the end of the file is the end"
+        in_child(lambda: path.write_bytes(b"changed"))
+        assert os.pread(fd, 100, 0) == b"changed\7\0\0\0chan", "events hear of the file as it is"
+    with attached(path, kernel(bench.dir, UPPER, "upper.o")):
+        with attached(path, kernel(bench.dir, RECORD), "", READ_EVENT), opened(path) as fd:
+            assert os.pread(fd, 100, 0) == b"CHANGED\7\0\0\0CHAN"
+
+
+@case
+def copies_through_kernels_are_made_of_reads(bench):
+    path = bench.dir / "f"
+    path.write_bytes(b"abc" * 10000)
+    with attached(path, kernel(bench.dir, UPPER), f";view;owner={os.getpid()}"):
+        with opened(path) as fd, opened(bench.dir / "copy", os.O_RDWR | os.O_CREAT) as out:
+            with fails_with(errno.EINVAL):
+                os.copy_file_range(fd, out, 1000)
+        run("cp", "--reflink=never", path, bench.dir / "copy")
+        shell("cat f > cat", bench.dir)
+    assert (bench.dir / "cat").read_bytes() == b"ABC" * 10000
+
+
+@case
+def snapshots_hold_while_everything_changes(bench):
+    path = bench.dir / "f"
+    data = text_of(4 << 20)
+    path.write_bytes(data)
+    attach(path, kernel(bench.dir, ADD), ";arg=1")
+    expected = bytes(byte + 1 & 255 for byte in data)
+
+    def disturb(stopped):
+        numbers, moves = random.Random(7), 0
+        name = path
+        while not stopped():
+            fd = os.open(name, os.O_RDWR)
+            at = numbers.randrange(4 << 20)
+            kind = moves % 6
+            if kind == 0:
+                os.pwrite(fd, text_of(numbers.randrange(1, 300000), moves), at)
+            elif kind == 1:
+                punch_hole(fd, at, 200000)
+            elif kind == 2:
+                os.ftruncate(fd, at)
+            elif kind == 3:
+                os.pwrite(fd, text_of(500000, moves), 0)
+                os.fsync(fd)
+            elif kind == 4:
+                moved = bench.dir / f"moved{moves}"
+                os.rename(name, moved)
+                name = moved
+            else:
+                os.ftruncate(fd, 4 << 20)
+            os.close(fd)
+            moves += 1
+        os.unlink(name)
+        return moves
+
+    here, there = os.pipe()
+    back, answer = os.pipe()
+    stopped = lambda: select.select([here], [], [], 0)[0]
+    pid = forked(lambda: os.write(answer, str(disturb(stopped)).encode()))
+    with opened(path) as fd:
+        until, rounds = time.monotonic() + 4, 0
+        try:
+            while time.monotonic() < until:
+                for at in range(0, len(data), STRIDE):
+                    assert os.pread(fd, STRIDE, at) == expected[at:at + STRIDE], f"round {rounds} at {at}"
+                rounds += 1
+        finally:
+            os.write(there, b"x")
+            code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        assert code == 0, "the child failed"
+        for at in range(0, len(data), STRIDE):
+            assert os.pread(fd, STRIDE, at) == expected[at:at + STRIDE], "without a name"
+    moves = int(os.read(back, 100))
+    for end in [here, there, back, answer]:
+        os.close(end)
+    assert rounds > 1 and moves > 5, (rounds, moves)
+
+
+def punch_hole(fd, offset, length):
+    keep_size, punch = 1, 2
+    ctypes.CDLL(None).fallocate(fd, keep_size | punch, ctypes.c_long(offset), ctypes.c_long(length))
+
+
+@case
+def many_processes_with_kernels_of_their_own_on_one_file(bench):
+    path = bench.dir / "f"
+    data = text_of(600000)
+    path.write_bytes(data)
+    object = kernel(bench.dir, ADD)
+
+    def work(number):
+        attach(path, object, f";arg={number};timeout_ms=60000")
+        expected = bytes(byte + number & 255 for byte in data)
+        with opened(path) as fd:
+            for at in range(0, len(data), 200000):
+                assert os.pread(fd, 200000, at) == expected[at:at + 200000]
+
+    children = [forked(lambda: work(number)) for number in range(64)]
+    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
+    assert codes == [0] * 64, codes
+    assert path.read_bytes() == data
+
+
+@case
+def statistics_tell_what_was_moved(bench):
+    path = bench.dir / "f"
+    data = text_of(1 << 20)
+    path.write_bytes(data)
+    with attached(path, kernel(bench.dir, SUM)), opened(path) as fd:
+        assert os.pread(fd, 1 << 20, 0) == sum(data).to_bytes(8, "little")
+        seen = json.loads(os.getxattr(path, STATS))
+        assert len(seen) == 1 and seen[0]["operation"] == "read_stream"
+        assert seen[0]["owner"] == os.getpid() and seen[0]["snapshot_bytes"] == 1 << 20
+        assert seen[0]["bytes_read"] == 1 << 20 and seen[0]["bytes_not_moved"] == (1 << 20) - 8
+        if bench.image:
+            groups = stats(bench.image.dir)
+            assert groups["kernels"]["bytes_returned"] >= 8
+            named = [name for name in groups if name.startswith("kernel ") and f"inode {path.stat().st_ino} pid" in name]
+            assert len(named) == 1, groups.keys()
+
+
+@case(image=True)
+def registrations_are_in_nobodys_way_at_unmount(bench):
+    image = bench.new_image()
+    directory = image.mount()
+    path = directory / "f"
+    path.write_bytes(b"abc" * 1000)
+    attach(path, kernel(directory, UPPER), f";owner={os.getpid()}")
+    with opened(path) as fd:
+        assert os.pread(fd, 3, 0) == b"ABC"
+    image.unmount()
+    image.fsck()
+    assert os.listxattr(image.mount() / "f") == [], "nothing was stored"
+    image.unmount()
+
+
+@case(image=True)
+def snapshots_outlive_collection(bench):
+    image = bench.new_image("256M")
+    directory = image.mount()
+    path = directory / "f"
+    data = text_of(8 << 20)
+    path.write_bytes(data)
+    attach(path, kernel(directory, ADD), ";arg=1")
+    expected = bytes(byte + 1 & 255 for byte in data)
+    with opened(path) as fd:
+        in_child(lambda: path.write_bytes(b""))
+        filler = os.urandom(1 << 20)
+        for round in range(12):
+            for number in range(40):
+                (directory / f"fill{number}").write_bytes(filler)
+            os.sync()
+        collected = stats(directory)["collector"]
+        for at in range(0, len(data), STRIDE):
+            assert os.pread(fd, STRIDE, at) == expected[at:at + STRIDE], collected
+        assert collected["zones_reset"] > 0, collected
+    os.removexattr(path, READ_STREAM)
+    image.unmount()
+    image.fsck()
+
+
+@case
+def kernels_are_checked_and_run_outside_a_mount(bench):
+    scratch = bench.scratch()
+    object, bad = kernel(scratch, UPPER, "good.o"), scratch / "bad.o"
+    bad.write_bytes(b"\x7fELF and no more")
+    (scratch / "in").write_bytes(b"some text")
+    seen = json.loads(run(WARREN, "kernel", "check", "--json", object).stdout)
+    assert seen[0]["accepted"] and "warren_map" in seen[0]["helpers"], seen
+    both = run(WARREN, "kernel", "check", object, bad, check=False)
+    assert both.returncode == 1 and "accepted" in both.stdout and "bad.o: " in both.stdout, both
+    assert run(WARREN, "kernel", "run", object, scratch / "in").stdout == "SOME TEXT"
+    said = run(WARREN, "kernel", "run", object, scratch / "in", "--offset", "5", "--size", "3",
+               "--output", scratch / "out", "--json").stdout
+    assert (scratch / "out").read_bytes() == b"TEX" and json.loads(said)["output_bytes"] == 3
+    added = kernel(scratch, ADD, "add.o")
+    assert run(WARREN, "kernel", "run", added, scratch / "in", "--arg", "0x1").stdout == "tpnf!ufyu"
+    record = kernel(scratch, RECORD, "record.o")
+    seen = run(WARREN, "kernel", "run", record, scratch / "in", "--op", "write-event").stdout
+    assert seen == "\t\0\0\0some"
+    assert run(WARREN, "kernel", "run", bad, scratch / "in", check=False).returncode == 1
+    assert run(WARREN, "kernel", "run", object, scratch / "none", check=False).returncode == 1

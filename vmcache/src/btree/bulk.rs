@@ -1,0 +1,248 @@
+//! Building a tree from sorted input, bottom up, each page written once.
+//!
+//! Entries gather until they fill a node; a node is cut off when it is known what follows, since that
+//! determines its upper fence and with it the prefix. The pages hang in the air until the end, when the
+//! empty root takes the contents of the topmost node; on failure they are all given back.
+
+use super::descend::{To, latch};
+use super::edit::{NodeBuf, Stored, separator};
+use super::insert::NewValue;
+use super::node::{Node, SLOT_BYTES, SLOTS_AT, common_prefix};
+use super::overflow;
+use super::{BTree, Reference, Stop, retry};
+use crate::error::{Error, Result};
+use crate::page::{PAGE_BYTES, PageId};
+use crate::space::Space;
+
+/// Bytes to which nodes are filled, leaving some room for later insertions.
+const FILL_BYTES: usize = PAGE_BYTES - PAGE_BYTES / 12;
+
+/// An entry on its way into a node: of a leaf its key, of an inner node the separator above the child.
+struct Item {
+    key: Vec<u8>,
+    value: Vec<u8>,
+    overflow: bool,
+}
+
+/// The entries of one level that are not in a page yet.
+struct Level {
+    level: u8,
+    /// Lower fence of the next node.
+    lower: Vec<u8>,
+    items: Vec<Item>,
+    bytes: usize,
+}
+
+impl Level {
+    fn new(level: u8) -> Level {
+        Level {
+            level,
+            lower: Vec::new(),
+            items: Vec::new(),
+            bytes: 0,
+        }
+    }
+
+    /// Whether the items, and one with `key` after them, may overfill a node.
+    fn is_full(&self, key: &[u8], value_len: usize) -> bool {
+        let prefix = common_prefix(&self.lower, key);
+        let next = SLOT_BYTES + key.len() + value_len;
+        let fences = self.lower.len() + key.len();
+        self.bytes + next - prefix * (self.items.len() + 1) + fences + SLOTS_AT > FILL_BYTES
+    }
+
+    fn push(&mut self, item: Item) {
+        self.bytes += SLOT_BYTES + item.key.len() + item.value.len();
+        self.items.push(item);
+    }
+
+    /// The upper fence of a node of the first `count` items.
+    fn fence(&self, count: usize, next: Option<&[u8]>) -> Option<Vec<u8>> {
+        if self.level > 0 {
+            // The last item is the last child; what is above it, above the whole node.
+            return (count < self.items.len() || next.is_some())
+                .then(|| self.items[count - 1].key.clone());
+        }
+        let right = self
+            .items
+            .get(count)
+            .map(|item| item.key.as_slice())
+            .or(next)?;
+        Some(separator(&self.items[count - 1].key, right))
+    }
+
+    /// Builds a node of the first `count` items, if they fit.
+    fn build(&self, count: usize, next: Option<&[u8]>) -> Option<(NodeBuf, Option<Vec<u8>>)> {
+        let fence = self.fence(count, next);
+        let mut node = NodeBuf::new(self.level, &self.lower, fence.as_deref());
+        let mut items = &self.items[..count];
+        if self.level > 0 {
+            let (last, rest) = items.split_last()?;
+            node.set_last_child(PageId(u64::from_le_bytes(
+                last.value.as_slice().try_into().ok()?,
+            )));
+            items = rest;
+        }
+        let fits = items.iter().enumerate().all(|(index, item)| {
+            node.insert(
+                index,
+                &item.key,
+                Stored {
+                    bytes: &item.value,
+                    overflow: item.overflow,
+                },
+            )
+        });
+        fits.then_some((node, fence))
+    }
+
+    /// Cuts off a node of as many items as fit. `next` is the key that follows, if any.
+    fn cut(&mut self, next: Option<&[u8]>) -> (NodeBuf, Option<Vec<u8>>) {
+        let built = (1..=self.items.len())
+            .rev()
+            .find_map(|count| Some((count, self.build(count, next)?)));
+        let (count, (node, fence)) = built.expect("a node has room for any one entry");
+        let cut: usize = self
+            .items
+            .drain(..count)
+            .map(|item| SLOT_BYTES + item.key.len() + item.value.len())
+            .sum();
+        self.bytes -= cut;
+        self.lower = fence.clone().unwrap_or_default();
+        (node, fence)
+    }
+}
+
+/// A tree under construction.
+pub(crate) struct BulkLoad<'s> {
+    tree: BTree,
+    space: &'s Space,
+    levels: Vec<Level>,
+    last_key: Option<Vec<u8>>,
+    /// Everything allocated so far, given back unless the load succeeds.
+    pages: Vec<PageId>,
+    values: Vec<Reference>,
+}
+
+impl Drop for BulkLoad<'_> {
+    fn drop(&mut self) {
+        for &page in &self.pages {
+            self.space.pool.drop_page(page);
+            self.space.pages.give(page);
+        }
+        for &reference in &self.values {
+            overflow::free(self.space, reference);
+        }
+    }
+}
+
+impl<'s> BulkLoad<'s> {
+    /// Starts loading into `tree`, which is empty and stays so until the end.
+    pub(crate) fn new(tree: BTree, space: &'s Space) -> Result<BulkLoad<'s>> {
+        let levels = vec![Level::new(0)];
+        let load = BulkLoad {
+            tree,
+            space,
+            levels,
+            last_key: None,
+            pages: Vec::new(),
+            values: Vec::new(),
+        };
+        load.check_empty()?;
+        Ok(load)
+    }
+
+    fn check_empty(&self) -> Result<()> {
+        let empty = retry(&self.space.pool, || {
+            let place = self.tree.descend(self.space, &To::Last)?;
+            Ok(place.parent.is_none() && place.node.read(|view| Node(view).count())? == 0)
+        })?;
+        if empty {
+            Ok(())
+        } else {
+            Err(Error::BulkLoad("the tree is not empty"))
+        }
+    }
+
+    /// Adds an entry, whose key is above all before.
+    pub(crate) fn push(&mut self, key: &[u8], value: &[u8]) -> Result<()> {
+        if self.last_key.as_deref().is_some_and(|last| last >= key) {
+            return Err(Error::BulkLoad("the keys are not strictly ascending"));
+        }
+        let value = NewValue::new(self.space, key, value)?;
+        if let NewValue::Overflow(reference, _) = value {
+            self.values.push(reference);
+        }
+        let stored = value.stored();
+        while !self.levels[0].items.is_empty() && self.levels[0].is_full(key, stored.bytes.len()) {
+            self.cut(0, Some(key))?;
+        }
+        let item = Item {
+            key: key.to_vec(),
+            value: stored.bytes.to_vec(),
+            overflow: stored.overflow,
+        };
+        self.levels[0].push(item);
+        self.last_key = Some(key.to_vec());
+        Ok(())
+    }
+
+    /// Writes a node of a level and hands it to the level above.
+    fn cut(&mut self, level: usize, next: Option<&[u8]>) -> Result<()> {
+        let (node, fence) = self.levels[level].cut(next);
+        let page = self.space.pages.take()?;
+        self.pages.push(page);
+        self.space.pool.create(page)?.write(&node.image);
+        if self.levels.len() == level + 1 {
+            let above =
+                u8::try_from(level + 1).map_err(|_| Error::BulkLoad("the tree is too high"))?;
+            self.levels.push(Level::new(above));
+        }
+        let key = fence.unwrap_or_default();
+        let value = page.0.to_le_bytes().to_vec();
+        // Cutting needs to know that something follows; in an inner level not what.
+        while !self.levels[level + 1].items.is_empty()
+            && self.levels[level + 1].is_full(&key, value.len())
+        {
+            self.cut(level + 1, Some(b""))?;
+        }
+        self.levels[level + 1].push(Item {
+            key,
+            value,
+            overflow: false,
+        });
+        Ok(())
+    }
+
+    /// Completes the tree.
+    pub(crate) fn finish(mut self) -> Result<()> {
+        let mut level = 0;
+        let top = loop {
+            // The topmost level with all its items in one node is the root.
+            let is_top = self.levels.len() == level + 1;
+            if is_top && self.levels[level].items.is_empty() {
+                return Ok(());
+            }
+            let whole = self.levels[level].items.len();
+            if is_top && let Some((node, _)) = self.levels[level].build(whole, None) {
+                break node;
+            }
+            while !self.levels[level].items.is_empty() {
+                self.cut(level, None)?;
+            }
+            level += 1;
+        };
+        retry(&self.space.pool, || {
+            let root = self.space.pool.optimistic(self.tree.root)?;
+            let empty = root.read(|view| Node(view).is_leaf() && Node(view).count() == 0)?;
+            if !empty {
+                return Err(Stop::Failed(Error::BulkLoad("the tree is not empty")));
+            }
+            latch(root)?.write(&top.image);
+            Ok(())
+        })?;
+        self.pages.clear();
+        self.values.clear();
+        Ok(())
+    }
+}
