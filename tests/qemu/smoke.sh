@@ -22,7 +22,6 @@ warren mount $device /mnt/warren
 refuse python3 -c 'import os; os.open("/dev/nvme0n1", os.O_RDWR | os.O_EXCL)'
 refuse flock --nonblock --shared /dev/ng0n1 true
 
-cd "$(cat /run/scripts/root)"
 cases=(
     names.rename_matrix names.hard_links_are_one_file names.symbolic_links_and_loops
     names.unlinked_files_live_while_they_are_open names.errors_of_paths
@@ -33,7 +32,7 @@ cases=(
     attributes.permissions_hold_for_others attributes.times_are_kept_to_the_nanosecond
     locks.fcntl_locks_ranges
 )
-tests/run --dir /mnt/warren "${cases[@]}"
+/run/scripts/tests/run --dir /mnt/warren "${cases[@]}"
 # Long transfers, read back from the device.
 head -c 80M /dev/urandom >/tmp/data
 for round in 1 2 3; do
