@@ -87,6 +87,18 @@ class Filesystem:
         if self.name == "warren":
             self.mount()
 
+    def settle(self, seconds=30):
+        """Lets the daemon finish what it does in the background."""
+        os.sync()
+        spent, until = None, time.monotonic() + seconds
+        while self.daemon and time.monotonic() < until:
+            fields = pathlib.Path(f"/proc/{self.daemon.pid}/stat").read_text().rsplit(")", 1)[1].split()
+            now = int(fields[11]) + int(fields[12])
+            if now == spent:
+                return
+            spent = now
+            time.sleep(0.7)
+
 
 def number(value):
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

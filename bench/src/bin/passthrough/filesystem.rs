@@ -74,7 +74,8 @@ fn answer_entry(reply: ReplyEntry, result: Result<FileAttr>) {
 
 impl Passthrough {
     pub(crate) fn open(source: &Path, open_max: usize) -> io::Result<Passthrough> {
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        // No O_PATH: file handles are opened by way of it.
+        let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root: File = host::open(source, flags, Mode::empty())?.into();
         Ok(Passthrough {
             inodes: Inodes::new(root, open_max)?,
