@@ -16,6 +16,8 @@ use fuser::{
     ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
+use zns_backend::DmaBuffer;
+
 use super::dirty::{Pending, PendingSeek};
 use super::kernels::{HANDLE_DIRECT, KernelRead, KernelWrite};
 use super::{Adapter, GENERATION, convert, kernels};
@@ -32,8 +34,19 @@ const COPY_LEN_MAX: u64 = 64 << 20;
 const READDIRPLUS_BATCH: usize = 64;
 
 thread_local! {
-    /// Read buffer of an event loop, kept from request to request.
-    static READ_BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    /// Read buffer of an event loop, kept from request to request. Its alignment lets devices
+    /// transfer to it directly.
+    static READ_BUFFER: RefCell<Option<DmaBuffer>> = const { RefCell::new(None) };
+}
+
+/// The first `len` bytes of `buffer`, replaced by a larger one if it is shorter.
+fn room(buffer: &mut Option<DmaBuffer>, len: usize) -> &mut [u8] {
+    if buffer.as_ref().is_none_or(|buffer| buffer.len() < len) {
+        // Let go of first, so that never both are in memory.
+        *buffer = None;
+    }
+    let buffer = buffer.get_or_insert_with(|| DmaBuffer::new(len.next_power_of_two()));
+    &mut buffer[..len]
 }
 
 pub(super) fn answer(reply: ReplyEmpty, result: std::result::Result<(), Errno>) {
@@ -389,10 +402,10 @@ impl Filesystem for Adapter {
         READ_BUFFER.with_borrow_mut(|buffer| {
             let _absence = self.gate.step_out();
             let result = self.core.run("read", ino, |volume| {
-                volume.read(ino, offset, size as usize, buffer)
+                volume.read_with(ino, offset, size as usize, |len| room(buffer, len))
             });
             match result {
-                Ok(()) => reply.data(buffer),
+                Ok(range) => reply.data(buffer.as_deref().map_or(&[], |bytes| &bytes[range])),
                 Err(errno) => reply.error(errno),
             }
         });

@@ -17,7 +17,7 @@ use crate::store::extent::{Backing, for_each_extent};
 use crate::store::{Records, Txn, View};
 use crate::types::MAX_FILE_SIZE;
 use crate::types::{BLOCK, BLOCK_SIZE, Ino, Lba};
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 
 fn inline_key(ino: Ino) -> Key {
     Key::new(ino, Kind::Inline, 0)
@@ -212,45 +212,55 @@ fn write_bytes(
 }
 
 impl Volume {
-    /// Appends up to `size` bytes from `offset` to `out` (cleared first); short at end of file.
+    /// Puts up to `size` bytes from `offset` into `out`, in place of what it held; short at end of
+    /// file.
     ///
     /// # Errors
     /// `NotFound`, `IsDirectory`, `Invalid` for what is no regular file; `BadBlock`, device errors.
     /// `out` is empty then.
     pub fn read(&self, ino: Ino, offset: u64, size: usize, out: &mut Vec<u8>) -> Result<()> {
-        let outcome = self.read_into(ino, offset, size, out);
-        if outcome.is_err() {
-            out.clear();
-        }
-        outcome
+        let outcome = self.read_with(ino, offset, size, |len| {
+            // What `out` holds is overwritten: only what it lacks has to be made.
+            out.truncate(len);
+            out.resize(len, 0);
+            out
+        });
+        let range = outcome.as_ref().map_or(0..0, Range::clone);
+        out.truncate(range.end);
+        out.drain(..range.start);
+        outcome.map(|_| ())
     }
 
-    fn read_into(&self, ino: Ino, offset: u64, size: usize, out: &mut Vec<u8>) -> Result<()> {
+    /// Reads up to `size` bytes from `offset` into memory that `room` provides for a number of bytes,
+    /// whole blocks as a rule, and tells where in it they are; short at end of file. Memory aligned
+    /// as the device wants it spares a copy.
+    ///
+    /// # Errors
+    /// As [`Volume::read`].
+    pub fn read_with<'a>(
+        &self,
+        ino: Ino,
+        offset: u64,
+        size: usize,
+        room: impl FnOnce(usize) -> &'a mut [u8],
+    ) -> Result<Range<usize>> {
         let view = self.store.view();
         let inode = inode::load_file(&view, ino)?;
         let end = offset.saturating_add(size as u64).min(inode.size);
         if offset >= end {
-            out.clear();
-            return Ok(());
+            return Ok(0..0);
         }
+        let len = (end - offset) as usize;
         if inode.has(InodeRecord::INLINE) {
             let bytes = load_inline(&view, ino, &inode, inode.size as usize)?;
-            out.clear();
-            out.extend_from_slice(&bytes[offset as usize..end as usize]);
-            return Ok(());
+            room(len).copy_from_slice(&bytes[offset as usize..end as usize]);
+            return Ok(0..len);
         }
         let first = offset / BLOCK;
-        let len = (end.div_ceil(BLOCK) - first) as usize * BLOCK_SIZE;
-        // What `out` holds is overwritten: only what it lacks has to be made.
-        out.truncate(len);
-        out.resize(len, 0);
-        view.read_blocks(ino, first, out)?;
-        out.truncate((end - first * BLOCK) as usize);
+        let blocks = (end.div_ceil(BLOCK) - first) as usize;
+        view.read_blocks(ino, first, room(blocks * BLOCK_SIZE))?;
         let head = (offset % BLOCK) as usize;
-        if head > 0 {
-            out.drain(..head);
-        }
-        Ok(())
+        Ok(head..head + len)
     }
 
     /// Writes all of `data` or fails. `kill_privileges`: clear set-user-ID, set-group-ID (if
