@@ -161,7 +161,8 @@ fn finish(
     let channel = Link::new(handle, user_space)
         .map_err(|source| Error::io(format!("{name}: memory for transfers"), source))?;
     let pool = channel.pool();
-    let namespace = Namespace::open(channel, name.clone(), request_bytes_max, pool, read_only)?;
+    let namespace = Namespace::open(channel, name.clone(), request_bytes_max, pool, read_only)
+        .map_err(|error| lacking(error, &name))?;
     try_waiting(&namespace, read_only)?;
     try_queued(&namespace, read_only)?;
     tracing::info!("{name}: opened with libxnvme, queues by '{engine}'");
@@ -169,6 +170,18 @@ fn finish(
         namespace,
         _claim: claim,
     })))
+}
+
+/// An engine that lacks a command shows by the error of a call that does not exist.
+fn lacking(error: Error, name: &str) -> Error {
+    match error {
+        Error::Io { context, source } if source.raw_os_error() == Some(libc::ENOSYS) => {
+            Error::BadImage(format!(
+                "{name}: an engine cannot carry out commands of zones ({context}: {source})"
+            ))
+        }
+        other => other,
+    }
 }
 
 /// A command that every device refuses, as it lies beyond the last block, and that an engine has to
