@@ -116,6 +116,8 @@ class Machine:
     zasl: int = 0
     share: pathlib.Path | None = None
     host_root: bool = False
+    # Which drivers in user space (VFIO) need.
+    iommu: bool = False
     timeout_s: float = 300
     log: pathlib.Path | None = None
     # Kept images and the fresh copies that the guest fills.
@@ -132,10 +134,12 @@ class Machine:
         words = [f"warren.namespaces={len(self.namespaces)}", "console=ttyS0", "quiet", "mitigations=off",
                  # A guest that panics has failed: it ends, unless a reset is part of the plan.
                  "panic=0" if reboots else "panic=-1"]
+        words += ["intel_iommu=on"] if self.iommu else []
         accelerator = ["-accel", "tcg,thread=multi", "-cpu", "max"]
         if os.environ.get("WARREN_QEMU_KVM") == "1":
             accelerator = ["-accel", "kvm", "-cpu", "host"]
         command = ["qemu-system-x86_64", *accelerator, "-smp", "2", "-m", self.memory, "-nodefaults", "-nographic",
+                   *(["-machine", "q35", "-device", "intel-iommu"] if self.iommu else []),
                    "-kernel", kernel_image, "-initrd", initramfs,
                    "-device", "virtio-serial-pci,id=ports",
                    "-device", f"nvme,id=nvme0,serial=warren,mdts={self.mdts},zoned.zasl={self.zasl}"]

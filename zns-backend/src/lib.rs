@@ -9,6 +9,7 @@
 //! | [`MemDevice`] | in memory, zones in a memfd |
 //! | [`FileDevice`] | an image file with persistent zone states |
 //! | [`NvmeDevice`] | a zoned NVMe namespace through Linux passthrough |
+//! | `XnvmeDevice` | the same through libxnvme, with the cargo feature `xnvme` |
 //! | [`FaultDevice`] | a memory device that fails as planned and remembers what was written |
 //! | [`TimedDevice`] | any of them with the times of a NAND device |
 
@@ -21,6 +22,7 @@ mod fault;
 mod file;
 mod geometry;
 mod host;
+mod lanes;
 mod mem;
 mod nvme;
 mod pool;
@@ -29,6 +31,7 @@ mod ring;
 mod shared_zones;
 mod spec;
 mod timed;
+mod xnvme;
 mod zone_state;
 
 pub use buffer::DmaBuffer;
@@ -42,3 +45,6 @@ pub use nvme::NvmeDevice;
 pub use queue::SyncQueue;
 pub use spec::{DeviceSpec, open_device, parse_size};
 pub use timed::{Clock, Profile, TimedDevice, Timing};
+#[cfg(feature = "xnvme")]
+pub use xnvme::XnvmeDevice;
+pub use xnvme::{XnvmeTarget, XnvmeUri};

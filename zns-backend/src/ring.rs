@@ -4,15 +4,14 @@
 //! kernel with only the latter, so both sides run at the same time. A request the device refuses
 //! becomes a no-op in the ring, so that it wakes a sleeping waiter like any other completion.
 //!
-//! A device that does not keep the order of writes itself names a lane for each request
-//! ([`Engine::turn`]): exclusive requests of a zone run one at a time in the order of their
-//! submission, shared ones run together between them.
+//! A device that does not keep the order of writes itself names the turn of each request
+//! ([`Engine::turn`]), and requests of a zone run in lanes ([`crate::lanes`]).
 //!
 //! Invariant: a slot is in the free list, or its request waits in a lane, is in the ring, or is in
 //! the hands of the one thread that moves it. Memory of a request stays with its slot until the
 //! kernel is done.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::io;
 
 use io_uring::{IoUring, Submitter, cqueue, opcode, squeue};
@@ -21,7 +20,8 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 use crate::buffer::DmaBuffer;
 use crate::device::{Completion, DeviceQueue, Request};
 use crate::error::{Error, Result};
-use crate::geometry::{Lba, ZoneId};
+use crate::geometry::Lba;
+use crate::lanes::{Lanes, Turn};
 
 /// Deepest queue there is; a request for more gets this.
 pub(crate) const DEPTH_MAX: u32 = 4096;
@@ -36,26 +36,6 @@ pub(crate) struct Refused {
 pub(crate) struct Ended {
     pub(crate) result: Result<Lba>,
     pub(crate) buffer: Option<DmaBuffer>,
-}
-
-/// When a request may run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Turn {
-    /// At once.
-    Now,
-    /// Alone in its zone, after everything submitted for it before.
-    Exclusive(ZoneId),
-    /// After the exclusive requests submitted for its zone before.
-    Shared(ZoneId),
-}
-
-impl Turn {
-    fn zone(self) -> Option<ZoneId> {
-        match self {
-            Turn::Now => None,
-            Turn::Exclusive(zone) | Turn::Shared(zone) => Some(zone),
-        }
-    }
 }
 
 /// What a device adds to the ring: how a request becomes entries, and what their results mean.
@@ -100,53 +80,10 @@ struct InFlight<W> {
     job: Job<W>,
 }
 
-/// The requests of one zone that have to keep an order.
-#[derive(Default)]
-struct Lane {
-    exclusive: bool,
-    shared: u32,
-    waiting: VecDeque<(u32, Turn)>,
-}
-
-impl Lane {
-    /// Takes the turn if it has come.
-    fn enter(&mut self, turn: Turn) -> bool {
-        match turn {
-            Turn::Now => {}
-            Turn::Exclusive(_) if self.exclusive || self.shared > 0 => return false,
-            Turn::Exclusive(_) => self.exclusive = true,
-            Turn::Shared(_) if self.exclusive => return false,
-            Turn::Shared(_) => self.shared += 1,
-        }
-        true
-    }
-
-    /// Ends a turn; answers the slots whose turn has come.
-    fn leave(&mut self, turn: Turn) -> Vec<u32> {
-        match turn {
-            Turn::Now => {}
-            Turn::Exclusive(_) => self.exclusive = false,
-            Turn::Shared(_) => self.shared -= 1,
-        }
-        let mut next = Vec::new();
-        while let Some(&(slot, turn)) = self.waiting.front()
-            && self.enter(turn)
-        {
-            self.waiting.pop_front();
-            next.push(slot);
-        }
-        next
-    }
-
-    fn is_idle(&self) -> bool {
-        !self.exclusive && self.shared == 0 && self.waiting.is_empty()
-    }
-}
-
 struct Slots<W> {
     requests: Vec<Option<InFlight<W>>>,
     free: Vec<u32>,
-    lanes: HashMap<ZoneId, Lane>,
+    lanes: Lanes,
 }
 
 pub(crate) struct RingQueue<E: Engine> {
@@ -201,7 +138,7 @@ impl<E: Engine> RingQueue<E> {
             slots: Mutex::new(Slots {
                 requests: (0..depth).map(|_| None).collect(),
                 free: (0..depth).rev().collect(),
-                lanes: HashMap::new(),
+                lanes: Lanes::default(),
             }),
             freed: Condvar::new(),
             engine,
@@ -354,17 +291,7 @@ impl<E: Engine> RingQueue<E> {
         let mut slots = self.slots.lock();
         slots.free.push(slot);
         self.freed.notify_one();
-        let Some(zone) = turn.zone() else {
-            return Vec::new();
-        };
-        let Some(lane) = slots.lanes.get_mut(&zone) else {
-            return Vec::new();
-        };
-        let next = lane.leave(turn);
-        if lane.is_idle() {
-            slots.lanes.remove(&zone);
-        }
-        next
+        slots.lanes.leave(turn)
     }
 
     /// Whether a new request may start; if not it waits in its slot.
@@ -374,15 +301,13 @@ impl<E: Engine> RingQueue<E> {
         request: InFlight<E::Work>,
         turn: Turn,
     ) -> Option<InFlight<E::Work>> {
-        let Some(zone) = turn.zone() else {
-            return Some(request);
-        };
-        let mut slots = self.slots.lock();
-        let lane = slots.lanes.entry(zone).or_default();
-        if lane.waiting.is_empty() && lane.enter(turn) {
+        if turn == Turn::Now {
             return Some(request);
         }
-        lane.waiting.push_back((slot, turn));
+        let mut slots = self.slots.lock();
+        if slots.lanes.enter(slot, turn) {
+            return Some(request);
+        }
         slots.requests[slot as usize] = Some(request);
         None
     }
@@ -452,29 +377,5 @@ impl<E: Engine> Drop for RingQueue<E> {
                 return;
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const WRITE: Turn = Turn::Exclusive(ZoneId(1));
-    const APPEND: Turn = Turn::Shared(ZoneId(1));
-
-    #[test]
-    fn writes_of_a_zone_run_one_at_a_time_and_appends_together() {
-        let mut lane = Lane::default();
-        assert!(lane.enter(APPEND) && lane.enter(APPEND));
-        assert!(!lane.enter(WRITE));
-        lane.waiting
-            .extend([(5, WRITE), (6, WRITE), (7, APPEND), (8, APPEND)]);
-        assert!(lane.leave(APPEND).is_empty());
-        assert_eq!(lane.leave(APPEND), [5]);
-        assert_eq!(lane.leave(WRITE), [6]);
-        assert_eq!(lane.leave(WRITE), [7, 8]);
-        assert!(!lane.is_idle());
-        assert!(lane.leave(APPEND).is_empty() && lane.leave(APPEND).is_empty());
-        assert!(lane.is_idle());
     }
 }

@@ -1,5 +1,5 @@
-//! Device arguments as people type them: `mem:1G`, `file:PATH`, `PATH`, `nvme:/dev/ng0n1`, each
-//! perhaps with `?timing=PROFILE`.
+//! Device arguments as people type them: `mem:1G`, `file:PATH`, `PATH`, `nvme:/dev/ng0n1`,
+//! `xnvme:/dev/ng0n1?async=ENGINE`, each perhaps with `?timing=PROFILE`.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,6 +11,7 @@ use crate::geometry::Geometry;
 use crate::mem::MemDevice;
 use crate::nvme::NvmeDevice;
 use crate::timed::Timing;
+use crate::xnvme::{self, XnvmeUri};
 
 /// What a device argument names.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,6 +22,8 @@ pub enum DeviceSpec {
     File(PathBuf),
     /// `nvme:PATH`: a zoned namespace.
     Nvme(PathBuf),
+    /// `xnvme:URI`: a zoned namespace through libxnvme.
+    Xnvme(XnvmeUri),
 }
 
 impl DeviceSpec {
@@ -33,10 +36,8 @@ impl DeviceSpec {
         if let Some(size) = spec.strip_prefix("mem:") {
             return Ok(DeviceSpec::Mem(parse_size(size)?));
         }
-        if spec.starts_with("xnvme:") {
-            return Err(Error::BadImage(format!(
-                "{spec}: xnvme devices are not built in"
-            )));
+        if spec.starts_with(xnvme::SCHEME) {
+            return Ok(DeviceSpec::Xnvme(XnvmeUri::parse(spec)?));
         }
         if let Some(path) = spec.strip_prefix("nvme:") {
             if path.is_empty() {
@@ -57,18 +58,32 @@ impl DeviceSpec {
 /// Opens the device an argument names. A memory device is always fresh.
 ///
 /// # Errors
-/// As [`DeviceSpec::parse`], [`FileDevice::open`], [`NvmeDevice::open`] and [`MemDevice::new`].
+/// As [`DeviceSpec::parse`], [`FileDevice::open`], [`NvmeDevice::open`], `XnvmeDevice::open` and
+/// [`MemDevice::new`].
 pub fn open_device(spec: &str, read_only: bool) -> Result<Arc<dyn ZonedDevice>> {
     let (_, timing) = Timing::split(spec)?;
     let device: Arc<dyn ZonedDevice> = match DeviceSpec::parse(spec)? {
         DeviceSpec::Mem(size) => Arc::new(MemDevice::new(Geometry::for_size(size)?)?),
         DeviceSpec::File(path) => Arc::new(FileDevice::open(path, read_only)?),
         DeviceSpec::Nvme(path) => Arc::new(NvmeDevice::open(path, read_only)?),
+        DeviceSpec::Xnvme(uri) => open_xnvme(&uri, read_only)?,
     };
     Ok(match timing {
         Some(timing) => timing.apply(device),
         None => device,
     })
+}
+
+#[cfg(feature = "xnvme")]
+fn open_xnvme(uri: &XnvmeUri, read_only: bool) -> Result<Arc<dyn ZonedDevice>> {
+    Ok(Arc::new(xnvme::XnvmeDevice::open(uri, read_only)?))
+}
+
+#[cfg(not(feature = "xnvme"))]
+fn open_xnvme(uri: &XnvmeUri, _: bool) -> Result<Arc<dyn ZonedDevice>> {
+    Err(Error::BadImage(format!(
+        "{uri}: built without libxnvme; the cargo feature xnvme adds it"
+    )))
 }
 
 /// Reads a number of bytes: decimal digits, then perhaps K, M, G or T (powers of 1024; a trailing
@@ -137,8 +152,32 @@ mod tests {
             spec("nvme:/dev/ng0n1").expect("nvme"),
             DeviceSpec::Nvme("/dev/ng0n1".into())
         );
-        for text in ["", "file:", "mem:", "mem:x", "nvme:", "xnvme:0000:03:00.0"] {
+        for text in ["xnvme:0000:03:00.0", "xnvme:/dev/ng0n1?async=emu"] {
+            let uri = XnvmeUri::parse(text).expect(text);
+            assert_eq!(spec(text).expect(text), DeviceSpec::Xnvme(uri));
+        }
+        for text in ["", "file:", "mem:", "mem:x", "nvme:", "xnvme:"] {
             assert!(spec(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn timing_follows_the_options_of_xnvme() {
+        let spec = DeviceSpec::parse("xnvme:/dev/ng0n1?async=emu?timing=zn540");
+        let uri = XnvmeUri::parse("xnvme:/dev/ng0n1?async=emu").expect("well-formed");
+        assert_eq!(spec.expect("both"), DeviceSpec::Xnvme(uri));
+    }
+
+    #[cfg(not(feature = "xnvme"))]
+    #[test]
+    fn a_build_without_libxnvme_names_the_feature() {
+        let Err(error) = open_device("xnvme:/dev/ng0n1?async=emu", false) else {
+            panic!("opened without the library");
+        };
+        let line = error.to_string();
+        assert!(
+            line.starts_with("xnvme:/dev/ng0n1?async=emu: ") && line.contains("feature xnvme"),
+            "{line}"
+        );
     }
 }

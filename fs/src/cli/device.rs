@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use zns_backend::{DeviceSpec, Error, Timing, ZonedDevice};
+use zns_backend::{DeviceSpec, Error, Timing, XnvmeTarget, ZonedDevice};
 
 use super::Failure;
 
@@ -53,6 +53,13 @@ impl Device {
                     .to_str()
                     .ok_or_else(|| Failure::new(argument, "the path is not valid UTF-8"))?;
                 format!("nvme:{path}")
+            }
+            DeviceSpec::Xnvme(uri) => {
+                let mut uri = uri.clone();
+                if let XnvmeTarget::Node(path) = &mut uri.target {
+                    *path = std::path::absolute(&*path).map_err(|e| Failure::new(argument, e))?;
+                }
+                uri.to_string()
             }
             DeviceSpec::Mem(_) => bare.into(),
         };

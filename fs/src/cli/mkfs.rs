@@ -95,14 +95,14 @@ pub(super) fn run(args: &Args) -> CommandResult {
             ));
         }
         DeviceSpec::File(path) => open_image(&device, path, shape, args.force)?,
-        DeviceSpec::Nvme(_) if shape.is_given() => {
+        DeviceSpec::Nvme(_) | DeviceSpec::Xnvme(_) if shape.is_given() => {
             return Err(Failure::usage(
                 &device.name,
                 "the zones of a device are what they are: no --size, --zones, --zone-size or \
                  --zone-capacity",
             ));
         }
-        DeviceSpec::Nvme(_) => open_namespace(&device, args.force)?,
+        DeviceSpec::Nvme(_) | DeviceSpec::Xnvme(_) => open_namespace(&device, args.force)?,
     };
     let opened = match device.timing {
         Some(timing) => timing.apply(opened),

@@ -37,7 +37,8 @@ const HELPER_NAME: &str = "mount.fuse.warren";
     version,
     propagate_version = true,
     after_help = "DEVICE is mem:SIZE (in memory, gone at unmount), PATH or file:PATH (an image \
-                  file), or nvme:/dev/ngXnY (a zoned NVMe namespace).\n\
+                  file), nvme:/dev/ngXnY (a zoned NVMe namespace), or xnvme:URI (one through \
+                  libxnvme, where that is built in).\n\
                   Sizes take K, M, G and T (powers of 1024).\n\
                   WARREN_LOG sets what is logged: error, warn (the default), info, debug, trace."
 )]

@@ -17,9 +17,10 @@ use crate::buffer::DmaBuffer;
 use crate::device::{DeviceQueue, Request};
 use crate::error::{Error, Result};
 use crate::geometry::Lba;
+use crate::lanes::Turn;
 use crate::pool::SLOT_BYTES;
 use crate::queue::{SyncQueue, payload};
-use crate::ring::{Ended, Engine, Refused, RingQueue, Turn};
+use crate::ring::{Ended, Engine, Refused, RingQueue};
 use crate::shared_zones::blocks_in;
 
 /// Longest transfer given to the kernel at once.

@@ -1,73 +1,42 @@
 //! A zoned namespace of an NVMe device, through the passthrough interface of Linux.
 //!
-//! The device is the authority: what it refuses is refused, with the error that the emulated devices
-//! give. Kept here is one word per zone, up to where it can be read, because controllers differ in
-//! what they answer above a write pointer (zeroes, old data, an error) and this crate promises an
-//! error. The word follows every command that changes a zone; nobody else writes to the namespace
-//! while it is open for writing ([`node`]).
-//!
-//! Synchronous calls are ioctls. Queues are io_uring ([`uring`]), or ioctls where the kernel has no
-//! passthrough on io_uring; the log says so once. A request is cut at what the controller (MDTS) and
-//! the kernel's queue take, and at zone ends; appends cannot be cut, `max_append` says how long they
-//! may be (ZASL).
-//!
-//! Assumptions about the hardware, all checked at opening: zones all have the same capacity; blocks
-//! carry no metadata and no end-to-end protection. Not checked: that skipped blocks of a finished
-//! zone read as zeroes (the filesystem does not read them).
+//! What a namespace is and does is in [`namespace`], whatever carries its commands; here commands go
+//! as ioctls, and as entries of io_uring in queues ([`uring`]), or as ioctls where the kernel has no
+//! passthrough on io_uring; the log says so once. A request is also cut at what the kernel's queue
+//! takes ([`node`], which keeps other writers away too).
 
-mod node;
+pub(crate) mod command;
+pub(crate) mod namespace;
+pub(crate) mod node;
 mod passthru;
-mod status;
+pub(crate) mod request;
+pub(crate) mod status;
 mod uring;
 mod wire;
 
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering};
-
-use zerocopy::{FromBytes, Immutable, KnownLayout};
 
 use crate::buffer::DmaBuffer;
-use crate::device::{DeviceQueue, MapSource, ZoneInfo, ZoneState, ZonedDevice};
+use crate::device::{DeviceQueue, MapSource, ZoneInfo, ZonedDevice};
 use crate::error::{Error, Result};
 use crate::geometry::{Geometry, Lba, ZoneId};
-use crate::pool::{Pool, SLOT_BYTES};
+use crate::pool::Pool;
 use crate::queue::SyncQueue;
-use crate::shared_zones::{blocks_in, by_zone};
-use crate::zone_state::{Zone, ZoneTable, check_read};
+use command::ZoneAction;
+use namespace::Namespace;
 use node::{Claim, Nodes};
-use passthru::{Channel, Command, Failure, Identify, ZoneAction};
-use status::Attempt;
-use wire::{
-    IDENTIFY_BYTES, IdentifyController, IdentifyNamespace, REPORT_ENTRY_BYTES, ZonedController,
-    ZonedNamespace,
-};
-
-/// Smallest unit that MDTS and ZASL can count in. Where the controller's is larger, this is careful.
-const LIMIT_UNIT_BYTES: u64 = 4096;
-/// Bytes of a report asked for at once.
-const REPORT_BYTES: usize = 64 << 10;
-/// Word of a zone that cannot be read at all.
-const OFFLINE: u64 = u64::MAX;
+use passthru::Passthru;
 
 /// A zoned NVMe namespace. Clones are handles of the same one.
 #[derive(Clone)]
 pub struct NvmeDevice(Arc<Inner>);
 
 struct Inner {
-    name: String,
-    channel: Channel,
+    namespace: Namespace<Passthru>,
     /// Held for its lock.
     _block: Option<std::fs::File>,
-    read_only: bool,
-    geometry: Geometry,
-    has_volatile_cache: bool,
-    /// Longest transfer of one command, a power of two of bytes and at most [`SLOT_BYTES`].
-    transfer_bytes_max: u64,
-    /// Per zone: blocks from its start that can be read, or [`OFFLINE`].
-    readable: Vec<AtomicU64>,
-    pool: Option<Arc<Pool>>,
     /// Whether the kernel takes commands through io_uring, once that was tried.
     uring: OnceLock<bool>,
 }
@@ -81,402 +50,69 @@ impl NvmeDevice {
     /// with; [`Error::Io`].
     pub fn open(path: impl AsRef<Path>, read_only: bool) -> Result<NvmeDevice> {
         let nodes = Nodes::find(path.as_ref())?;
-        let shown = nodes.generic.display().to_string();
+        let name = format!("nvme:{}", nodes.generic.display());
         let Claim { generic, block } = nodes.claim(read_only)?;
-        let channel = Channel::new(generic)
-            .map_err(|source| Error::io(format!("{shown} is no NVMe namespace"), source))?;
-        let odd = |reason| Error::BadImage(format!("{shown}: {reason}"));
-        let controller: IdentifyController = identify(&channel, Identify::Controller, &shown)?;
-        let namespace: IdentifyNamespace = identify(&channel, Identify::Namespace, &shown)?;
-        let zoned: ZonedNamespace = identify(&channel, Identify::ZonedNamespace, &shown)?;
-        let zasl = identify::<ZonedController>(&channel, Identify::ZonedController, &shown)?.zasl;
-        let mut geometry = wire::geometry(&namespace, &zoned).map_err(odd)?;
-        let block_bytes = u64::from(geometry.block_size);
-        let request_max = nodes.request_bytes_max().min(limit_bytes(controller.mdts));
-        let append_max = request_max.min(limit_bytes(zasl));
-        geometry.max_append = append_max / block_bytes;
-        let slot = SLOT_BYTES as u64;
-        let transfer_bytes_max = 1 << request_max.clamp(1, slot).ilog2();
-        if transfer_bytes_max < block_bytes || geometry.max_append == 0 {
-            return Err(odd(format!(
-                "a request of {request_max} bytes is shorter than a block of {block_bytes}"
-            )));
-        }
-        let mut inner = Inner {
-            name: format!("nvme:{shown}"),
-            channel,
+        let channel = Passthru::new(generic)
+            .map_err(|source| Error::io(format!("{name} is no NVMe namespace"), source))?;
+        let pool = Pool::new().ok();
+        let request_bytes_max = nodes.request_bytes_max();
+        Ok(NvmeDevice(Arc::new(Inner {
+            namespace: Namespace::open(channel, name, request_bytes_max, pool, read_only)?,
             _block: block,
-            read_only,
-            geometry,
-            has_volatile_cache: controller.has_volatile_cache(),
-            transfer_bytes_max,
-            readable: Vec::new(),
-            pool: Pool::new().ok(),
             uring: OnceLock::new(),
-        };
-        inner.survey().map_err(|error| match error {
-            Error::BadImage(reason) => odd(reason),
-            other => other,
-        })?;
-        Ok(NvmeDevice(Arc::new(inner)))
-    }
-}
-
-/// Bytes that an exponent of MDTS or ZASL allows; 0 is no limit.
-fn limit_bytes(exponent: u8) -> u64 {
-    if exponent == 0 {
-        return u64::MAX;
-    }
-    LIMIT_UNIT_BYTES
-        .checked_shl(u32::from(exponent))
-        .filter(|&bytes| bytes > 0)
-        .unwrap_or(u64::MAX)
-}
-
-/// Asks for an Identify structure.
-fn identify<T: FromBytes + KnownLayout + Immutable>(
-    channel: &Channel,
-    what: Identify,
-    name: &str,
-) -> Result<T> {
-    let mut data = DmaBuffer::new(IDENTIFY_BYTES);
-    match channel.receive(Command::identify(what), &mut data) {
-        Ok(_) => {}
-        Err(Failure::Refused(status)) if status.is_unsupported() => {
-            return Err(Error::BadImage(format!(
-                "{name} is no zoned namespace (it refuses Identify {what:?})"
-            )));
-        }
-        Err(Failure::Refused(status)) => {
-            return Err(Error::BadImage(format!(
-                "{name} refuses Identify {what:?}: {status}"
-            )));
-        }
-        Err(Failure::Host(source)) => {
-            return Err(Error::io(format!("identifying {name}"), source));
-        }
-    }
-    T::read_from_bytes(&data)
-        .map_err(|_| Error::BadImage(format!("{name}: Identify {what:?} has another length")))
-}
-
-impl Inner {
-    /// Reads all zones at opening: their capacity, which has to be one, and how far each is written.
-    fn survey(&mut self) -> Result<()> {
-        let zones = self.geometry.zones;
-        let report = self.report(ZoneId(0), zones)?;
-        let Some(first) = report.first() else {
-            return Err(Error::BadImage("it has no zones".into()));
-        };
-        self.geometry.zone_capacity = first.capacity;
-        if let Some(other) = report.iter().find(|zone| zone.capacity != first.capacity) {
-            return Err(Error::BadImage(format!(
-                "zone {} has a capacity of {} blocks, the first one of {}",
-                other.zone, other.capacity, first.capacity
-            )));
-        }
-        self.geometry.validate()?;
-        self.readable = report
-            .iter()
-            .map(|zone| AtomicU64::new(readable(zone)))
-            .collect();
-        Ok(())
+        })))
     }
 
-    fn report(&self, first: ZoneId, count: u32) -> Result<Vec<ZoneInfo>> {
-        let end = first
-            .0
-            .checked_add(count)
-            .filter(|&end| end <= self.geometry.zones);
-        let end = end.ok_or(Error::OutOfRange(self.geometry.zone_start(first)))?;
-        let wanted = (count as usize + 1) * REPORT_ENTRY_BYTES;
-        let limit = REPORT_BYTES.min(self.transfer_bytes_max as usize);
-        let mut data = DmaBuffer::new(
-            wanted
-                .next_multiple_of(LIMIT_UNIT_BYTES as usize)
-                .min(limit),
-        );
-        let mut found = Vec::with_capacity(count as usize);
-        let mut next = first.0;
-        while next < end {
-            let start = self.geometry.zone_start(ZoneId(next));
-            let command = Command::report(start, data.len());
-            let attempt = Attempt {
-                action: "reporting zones",
-                lba: start,
-                blocks: 0,
-            };
-            self.channel
-                .receive(command, &mut data)
-                .map_err(|failure| self.error(failure, attempt))?;
-            let zones = wire::parse_report(&data, ZoneId(next), &self.geometry)?;
-            if zones.is_empty() {
-                return Err(Error::BadImage(format!("no report of zone {next}")));
-            }
-            next += zones.len() as u32;
-            found.extend(zones);
-        }
-        found.truncate(count as usize);
-        Ok(found)
-    }
-
-    /// One zone as the device has it now. Refreshes what is known of it.
-    fn look(&self, zone: ZoneId) -> Result<ZoneInfo> {
-        let report = self.report(zone, 1)?;
-        let info = report
-            .into_iter()
-            .next()
-            .ok_or(Error::OutOfRange(self.geometry.zone_start(zone)))?;
-        if let Some(word) = self.readable.get(zone.0 as usize) {
-            word.store(readable(&info), Ordering::Release);
-        }
-        Ok(info)
-    }
-
-    /// The error of a command that did not succeed.
-    fn error(&self, failure: Failure, attempt: Attempt) -> Error {
-        let status = match failure {
-            Failure::Refused(status) => status,
-            Failure::Host(source) => {
-                let Attempt { action, lba, .. } = attempt;
-                return Error::io(format!("{action} at LBA {lba} of {}", self.name), source);
-            }
-        };
-        let zone = self.geometry.zone_of(attempt.lba);
-        let found = if status.needs_report() {
-            self.look(zone).ok()
-        } else {
-            None
-        };
-        status::error(status, attempt, &self.geometry, &self.name, found)
-    }
-
-    fn check_writable(&self) -> Result<()> {
-        if self.read_only {
-            return Err(Error::ReadOnlyDevice(self.name.clone()));
-        }
-        Ok(())
-    }
-
-    fn check_zone(&self, zone: ZoneId) -> Result<()> {
-        self.check_writable()?;
-        ZoneTable::check_zone(&self.geometry, zone)
-    }
-
-    fn check_read(&self, lba: Lba, blocks: u64) -> Result<()> {
-        let zone_at = |zone: ZoneId| match self.readable[zone.0 as usize].load(Ordering::Acquire) {
-            OFFLINE => Zone {
-                state: ZoneState::Offline,
-                write_pointer: 0,
-            },
-            write_pointer => Zone {
-                state: ZoneState::Closed,
-                write_pointer,
-            },
-        };
-        check_read(&self.geometry, zone_at, lba, blocks)
-    }
-
-    /// Checks what the device would see too late: a write that is cut in pieces must not fail at
-    /// the last of them.
-    fn check_write(&self, lba: Lba, blocks: u64) -> Result<()> {
-        let zone = self.geometry.zone_of(lba);
-        self.check_writable()?;
-        if zone.0 >= self.geometry.zones {
-            return Err(Error::OutOfRange(lba));
-        }
-        let end = self.geometry.offset_of(lba).checked_add(blocks);
-        if end.is_some_and(|end| end <= self.geometry.zone_capacity) {
-            return Ok(());
-        }
-        Err(status::refusal(
-            self.look(zone)?,
-            &self.geometry,
-            lba,
-            blocks,
-        ))
-    }
-
-    fn check_append(&self, zone: ZoneId, blocks: u64) -> Result<()> {
-        self.check_zone(zone)?;
-        if blocks > self.geometry.max_append {
-            let bytes = blocks.saturating_mul(u64::from(self.geometry.block_size));
-            return Err(Error::BadLength(bytes as usize));
-        }
-        Ok(())
-    }
-
-    fn bytes(&self, blocks: u64) -> u64 {
-        blocks * u64::from(self.geometry.block_size)
-    }
-
-    /// Blocks of the next piece of a transfer that has `left` blocks to go from `lba` on.
-    fn piece_blocks(&self, lba: Lba, left: u64) -> u64 {
-        let in_zone = self.geometry.zone_size - self.geometry.offset_of(lba);
-        let per_command = self.transfer_bytes_max / u64::from(self.geometry.block_size);
-        left.min(in_zone).min(per_command)
-    }
-
-    /// Blocks from `lba` on are written.
-    fn written(&self, lba: Lba, blocks: u64) {
-        let end = self.geometry.offset_of(lba) + blocks;
-        let zone = self.geometry.zone_of(lba);
-        if let Some(word) = self.readable.get(zone.0 as usize) {
-            word.fetch_max(end, Ordering::AcqRel);
-        }
-    }
-
-    /// Calls `each` with (first block, range of bytes) of every command that a transfer takes.
-    fn in_pieces(
-        &self,
-        lba: Lba,
-        blocks: u64,
-        mut each: impl FnMut(Lba, std::ops::Range<usize>) -> Result<()>,
-    ) -> Result<()> {
-        by_zone(&self.geometry, lba, blocks, |at, part| {
-            let mut done = part.start;
-            while done < part.end {
-                let from = at.plus(done - part.start);
-                let piece = self.piece_blocks(from, part.end - done);
-                each(
-                    from,
-                    self.bytes(done) as usize..self.bytes(done + piece) as usize,
-                )?;
-                done += piece;
-            }
-            Ok(())
-        })
-    }
-
-    fn act(&self, zone: ZoneId, action: ZoneAction) -> Result<()> {
-        self.check_zone(zone)?;
-        let lba = self.geometry.zone_start(zone);
-        let attempt = Attempt {
-            action: action.name(),
-            lba,
-            blocks: 0,
-        };
-        self.channel
-            .send(Command::manage(lba, action), &[])
-            .map_err(|failure| self.error(failure, attempt))?;
-        let word = &self.readable[zone.0 as usize];
-        match action {
-            ZoneAction::Reset => word.store(0, Ordering::Release),
-            ZoneAction::Finish => word.store(self.geometry.zone_capacity, Ordering::Release),
-            ZoneAction::Open | ZoneAction::Close => {}
-        }
-        Ok(())
+    fn namespace(&self) -> &Namespace<Passthru> {
+        &self.0.namespace
     }
 }
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        node::release(self.channel.file());
-    }
-}
-
-fn readable(info: &ZoneInfo) -> u64 {
-    match info.state {
-        ZoneState::Offline => OFFLINE,
-        _ => info.write_pointer,
+        node::release(self.namespace.channel.file());
     }
 }
 
 impl ZonedDevice for NvmeDevice {
     fn geometry(&self) -> &Geometry {
-        &self.0.geometry
+        &self.namespace().geometry
     }
 
     fn report(&self, first: ZoneId, count: u32) -> Result<Vec<ZoneInfo>> {
-        self.0.report(first, count)
+        self.namespace().report(first, count)
     }
 
     fn read(&self, lba: Lba, buf: &mut [u8]) -> Result<()> {
-        let inner = &*self.0;
-        let blocks = blocks_in(&inner.geometry, buf.len())?;
-        inner.check_read(lba, blocks)?;
-        inner.in_pieces(lba, blocks, |at, bytes| {
-            let blocks = blocks_in(&inner.geometry, bytes.len())?;
-            let attempt = Attempt {
-                action: "reading",
-                lba: at,
-                blocks,
-            };
-            let done = inner
-                .channel
-                .receive(Command::read(at, blocks), &mut buf[bytes]);
-            done.map(drop)
-                .map_err(|failure| inner.error(failure, attempt))
-        })
+        self.namespace().read(lba, buf)
     }
 
     fn write(&self, lba: Lba, data: &[u8]) -> Result<()> {
-        let inner = &*self.0;
-        let blocks = blocks_in(&inner.geometry, data.len())?;
-        inner.check_write(lba, blocks)?;
-        inner.in_pieces(lba, blocks, |at, bytes| {
-            let blocks = blocks_in(&inner.geometry, bytes.len())?;
-            let attempt = Attempt {
-                action: "writing",
-                lba: at,
-                blocks,
-            };
-            inner
-                .channel
-                .send(Command::write(at, blocks), &data[bytes])
-                .map_err(|failure| inner.error(failure, attempt))?;
-            inner.written(at, blocks);
-            Ok(())
-        })
+        self.namespace().write(lba, data)
     }
 
     fn append(&self, zone: ZoneId, data: &[u8]) -> Result<Lba> {
-        let inner = &*self.0;
-        let blocks = blocks_in(&inner.geometry, data.len())?;
-        inner.check_append(zone, blocks)?;
-        let start = inner.geometry.zone_start(zone);
-        let attempt = Attempt {
-            action: "appending",
-            lba: start,
-            blocks,
-        };
-        let lba = inner
-            .channel
-            .send(Command::append(start, blocks), data)
-            .map_err(|failure| inner.error(failure, attempt))?;
-        inner.written(Lba(lba), blocks);
-        Ok(Lba(lba))
+        self.namespace().append(zone, data)
     }
 
     fn reset(&self, zone: ZoneId) -> Result<()> {
-        self.0.act(zone, ZoneAction::Reset)
+        self.namespace().act(zone, ZoneAction::Reset)
     }
 
     fn finish(&self, zone: ZoneId) -> Result<()> {
-        self.0.act(zone, ZoneAction::Finish)
+        self.namespace().act(zone, ZoneAction::Finish)
     }
 
     fn open(&self, zone: ZoneId) -> Result<()> {
-        self.0.act(zone, ZoneAction::Open)
+        self.namespace().act(zone, ZoneAction::Open)
     }
 
     fn close(&self, zone: ZoneId) -> Result<()> {
-        self.0.act(zone, ZoneAction::Close)
+        self.namespace().act(zone, ZoneAction::Close)
     }
 
     fn flush(&self) -> Result<()> {
-        let inner = &*self.0;
-        if !inner.has_volatile_cache {
-            return Ok(());
-        }
-        let attempt = Attempt {
-            action: "flushing",
-            lba: Lba(0),
-            blocks: 0,
-        };
-        let done = inner.channel.send(Command::FLUSH, &[]);
-        done.map(drop)
-            .map_err(|failure| inner.error(failure, attempt))
+        self.namespace().flush()
     }
 
     fn queue(&self, depth: u32) -> Result<Box<dyn DeviceQueue>> {
@@ -487,29 +123,15 @@ impl ZonedDevice for NvmeDevice {
     }
 
     fn buffer(&self, len: usize) -> DmaBuffer {
-        let registered = self.0.pool.as_ref().and_then(|pool| pool.take(len));
-        registered.unwrap_or_else(|| DmaBuffer::new(len))
+        self.namespace().buffer(len)
     }
 
     fn map_source(&self, lba: Lba, blocks: u64) -> Result<Option<MapSource<'_>>> {
-        self.0.check_read(lba, blocks)?;
+        self.namespace().check_read(lba, blocks)?;
         Ok(None)
     }
 
     fn describe(&self) -> String {
-        self.0.name.clone()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn transfer_limits_are_powers_of_the_smallest_page() {
-        assert_eq!(limit_bytes(0), u64::MAX);
-        assert_eq!(limit_bytes(5), 128 << 10);
-        assert_eq!(limit_bytes(7), 512 << 10);
-        assert_eq!(limit_bytes(200), u64::MAX);
+        self.namespace().name.clone()
     }
 }

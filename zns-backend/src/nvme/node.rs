@@ -45,9 +45,9 @@ fn numbers(name: &str) -> Option<Numbers> {
 
 /// The two nodes of a namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Nodes {
+pub(crate) struct Nodes {
     /// The character device.
-    pub(super) generic: PathBuf,
+    pub(crate) generic: PathBuf,
     /// The block device, which need not exist.
     block: PathBuf,
 }
@@ -57,7 +57,7 @@ impl Nodes {
     ///
     /// # Errors
     /// [`Error::BadImage`] if it names none; [`Error::Io`].
-    pub(super) fn find(path: &Path) -> Result<Nodes> {
+    pub(crate) fn find(path: &Path) -> Result<Nodes> {
         let shown = path.display();
         let real = path
             .canonicalize()
@@ -91,7 +91,7 @@ impl Nodes {
 
     /// Bytes that one request may carry: what the kernel's queue takes, in as many pages as
     /// segments, as a buffer may be scattered.
-    pub(super) fn request_bytes_max(&self) -> u64 {
+    pub(crate) fn request_bytes_max(&self) -> u64 {
         const PAGE_BYTES: u64 = 4096;
         let name = self.block.file_name().unwrap_or_default();
         let queue = Path::new("/sys/block").join(name).join("queue");
@@ -109,7 +109,7 @@ impl Nodes {
     ///
     /// # Errors
     /// [`Error::Busy`]; [`Error::Io`].
-    pub(super) fn claim(&self, read_only: bool) -> Result<Claim> {
+    pub(crate) fn claim(&self, read_only: bool) -> Result<Claim> {
         let shown = self.generic.display().to_string();
         let fail = |source: io::Error| match source.raw_os_error() {
             Some(libc::EBUSY | libc::EWOULDBLOCK) => Error::Busy(shown.clone()),
@@ -154,18 +154,18 @@ impl Nodes {
 
 /// Gives the lock of [`Nodes::claim`] back. Closing the file is not enough: a ring that was dropped
 /// may hold on to it for a while.
-pub(super) fn release(generic: &File) {
+pub(crate) fn release(generic: &File) {
     // SAFETY: a plain call on an open descriptor; no memory is passed.
     unsafe { libc::flock(generic.as_raw_fd(), libc::LOCK_UN) };
 }
 
 /// An open namespace with the locks on it.
 #[derive(Debug)]
-pub(super) struct Claim {
+pub(crate) struct Claim {
     /// Takes the commands.
-    pub(super) generic: File,
+    pub(crate) generic: File,
     /// Held for its lock alone.
-    pub(super) block: Option<File>,
+    pub(crate) block: Option<File>,
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use crate::geometry::{Geometry, Lba, ZoneId};
 /// A status field without its phase bit (base 3.3.3.2.1): code in bits 7:0, type in bits 10:8, then
 /// retry delay, more, and do-not-retry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Status(pub(super) u16);
+pub(crate) struct Status(pub(crate) u16);
 
 // Types and codes as (type << 8 | code).
 const INVALID_OPCODE: u16 = 0x001;
@@ -40,8 +40,26 @@ impl Status {
         self.0 & 0x7FF
     }
 
+    /// Whether nothing is wrong.
+    #[cfg(any(feature = "xnvme", test))]
+    pub(crate) fn is_success(self) -> bool {
+        self.code() == 0
+    }
+
+    /// Whether the specification leaves the meaning to the vendor.
+    #[cfg(any(feature = "xnvme", test))]
+    pub(crate) fn is_vendor_specific(self) -> bool {
+        self.code() >> 8 == 7
+    }
+
+    /// The code within its type.
+    #[cfg(any(feature = "xnvme", test))]
+    pub(crate) fn code_of_type(self) -> u16 {
+        self.code() & 0xFF
+    }
+
     /// Whether the controller does not know the command or one of its fields.
-    pub(super) fn is_unsupported(self) -> bool {
+    pub(crate) fn is_unsupported(self) -> bool {
         matches!(
             self.code(),
             INVALID_OPCODE | INVALID_FIELD | INVALID_NAMESPACE
@@ -49,7 +67,7 @@ impl Status {
     }
 
     /// Whether the error will name the zone's state or write pointer.
-    pub(super) fn needs_report(self) -> bool {
+    pub(crate) fn needs_report(self) -> bool {
         matches!(
             self.code(),
             ZONE_INVALID_WRITE | INVALID_TRANSITION | UNWRITTEN
@@ -66,17 +84,17 @@ impl fmt::Display for Status {
 
 /// What was asked of the device.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Attempt {
+pub(crate) struct Attempt {
     /// In words: "writing", "reset".
-    pub(super) action: &'static str,
+    pub(crate) action: &'static str,
     /// First block; the start of the zone for appends and zone actions.
-    pub(super) lba: Lba,
+    pub(crate) lba: Lba,
     /// Length; 0 for zone actions.
-    pub(super) blocks: u64,
+    pub(crate) blocks: u64,
 }
 
 /// The error a status means. `found` is the zone as reported after the refusal, if that was asked.
-pub(super) fn error(
+pub(crate) fn error(
     status: Status,
     attempt: Attempt,
     geometry: &Geometry,
@@ -117,7 +135,7 @@ pub(super) fn error(
 
 /// Why a zone as reported does not take a write of `blocks` blocks at `lba` that leaves its
 /// capacity. In the order of the emulated devices: state, place, room.
-pub(super) fn refusal(found: ZoneInfo, geometry: &Geometry, lba: Lba, blocks: u64) -> Error {
+pub(crate) fn refusal(found: ZoneInfo, geometry: &Geometry, lba: Lba, blocks: u64) -> Error {
     let zone: ZoneId = found.zone;
     let offset = geometry.offset_of(lba);
     match found.state {
