@@ -150,6 +150,7 @@ fn request(file: &Arc<Contents>, offset: u64, size: u64, arguments: &Arc<[u64]>)
         arguments: Arc::clone(arguments),
         limits: Limits {
             time: Duration::from_secs(10),
+            processor: None,
             heap: 64 << 20,
             output: 64 << 20,
             blocks_read: 1 << 30,
@@ -163,6 +164,7 @@ fn request(file: &Arc<Contents>, offset: u64, size: u64, arguments: &Arc<[u64]>)
 struct Rates {
     bytes: usize,
     native: Vec<f64>,
+    scalar: Vec<f64>,
     first: Vec<f64>,
     caged: Vec<f64>,
     in_cage: Vec<f64>,
@@ -171,8 +173,12 @@ struct Rates {
 
 impl Rates {
     fn of(&self, time: Duration) -> f64 {
-        self.bytes as f64 / (1 << 20) as f64 / time.as_secs_f64()
+        mib(self.bytes) / time.as_secs_f64()
     }
+}
+
+fn mib(bytes: usize) -> f64 {
+    bytes as f64 / (1 << 20) as f64
 }
 
 /// Keeps processors from sleeping deeply while this is open, as the daemon does while requests keep
@@ -192,6 +198,7 @@ pub(crate) fn run(arguments: &Arguments) -> io::Result<Value> {
     kernels::fill(1, &mut data);
     let (storage, file) = place(&data)?;
     let mut native = Native::new(&arguments.kernel, &arguments.arguments)?;
+    let mut scalar = Native::scalar(&arguments.kernel, &arguments.arguments)?;
     let uncaged = OnDevice::new(&storage, &arguments.kernel, true)?;
     uncaged.pass(&file, arguments)?;
     let mut rates = Rates {
@@ -199,11 +206,16 @@ pub(crate) fn run(arguments: &Arguments) -> io::Result<Value> {
         ..Rates::default()
     };
     for _ in 0..arguments.rounds {
-        let begun = Instant::now();
-        for part in data.chunks(arguments.stride) {
-            black_box(native.run(part)?);
+        for (twin, measured) in [
+            (&mut native, &mut rates.native),
+            (&mut scalar, &mut rates.scalar),
+        ] {
+            let begun = Instant::now();
+            for part in data.chunks(arguments.stride) {
+                black_box(twin.run(part)?);
+            }
+            measured.push(mib(data.len()) / begun.elapsed().as_secs_f64());
         }
-        rates.native.push(rates.of(begun.elapsed()));
         let caged = OnDevice::new(&storage, &arguments.kernel, false)?;
         rates.first.push(rates.of(caged.pass(&file, arguments)?));
         let before = caged.in_kernels();
@@ -215,6 +227,7 @@ pub(crate) fn run(arguments: &Arguments) -> io::Result<Value> {
     }
     Ok(json!({
         "native": rates.native,
+        "scalar": rates.scalar,
         "device, first pass": rates.first,
         "device": rates.caged,
         "in the kernel": rates.in_cage,
