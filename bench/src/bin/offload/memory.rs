@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use zns_backend::{Geometry, Lba, MemDevice, ZoneId, ZonedDevice};
 
 use crate::kernels::{self, Native};
+use crate::os;
 
 const BLOCK: usize = 4096;
 
@@ -134,8 +135,9 @@ impl OnDevice {
         Ok(begun.elapsed())
     }
 
+    /// Processor time in kernels so far.
     fn in_kernels(&self) -> Duration {
-        Duration::from_nanos(self.activation.statistics().run_ns)
+        Duration::from_nanos(self.activation.statistics().processor_ns)
     }
 }
 
@@ -159,7 +161,8 @@ fn request(file: &Arc<Contents>, offset: u64, size: u64, arguments: &Arc<[u64]>)
     }
 }
 
-/// Throughput in MiB/s of every round.
+/// Throughput of every round: MiB per second on the way there and back, and of processor time for
+/// what has no way (`native`, `scalar`, `in_cage`, `in_open`).
 #[derive(Default)]
 struct Rates {
     bytes: usize,
@@ -169,6 +172,7 @@ struct Rates {
     caged: Vec<f64>,
     in_cage: Vec<f64>,
     uncaged: Vec<f64>,
+    in_open: Vec<f64>,
 }
 
 impl Rates {
@@ -210,20 +214,22 @@ pub(crate) fn run(arguments: &Arguments) -> io::Result<Value> {
             (&mut native, &mut rates.native),
             (&mut scalar, &mut rates.scalar),
         ] {
-            let begun = Instant::now();
+            let begun = os::thread_time();
             for part in data.chunks(arguments.stride) {
                 black_box(twin.run(part)?);
             }
-            measured.push(mib(data.len()) / begun.elapsed().as_secs_f64());
+            measured.push(mib(data.len()) / (os::thread_time() - begun).as_secs_f64());
         }
         let caged = OnDevice::new(&storage, &arguments.kernel, false)?;
         rates.first.push(rates.of(caged.pass(&file, arguments)?));
         let before = caged.in_kernels();
         rates.caged.push(rates.of(caged.pass(&file, arguments)?));
         rates.in_cage.push(rates.of(caged.in_kernels() - before));
+        let before = uncaged.in_kernels();
         rates
             .uncaged
             .push(rates.of(uncaged.pass(&file, arguments)?));
+        rates.in_open.push(rates.of(uncaged.in_kernels() - before));
     }
     Ok(json!({
         "native": rates.native,
@@ -232,5 +238,6 @@ pub(crate) fn run(arguments: &Arguments) -> io::Result<Value> {
         "device": rates.caged,
         "in the kernel": rates.in_cage,
         "uncaged": rates.uncaged,
+        "in the kernel, uncaged": rates.in_open,
     }))
 }

@@ -69,6 +69,17 @@ pub(crate) fn processor() -> (Duration, Duration) {
     (time(usage.ru_utime), time(usage.ru_stime))
 }
 
+/// Processor time of this thread.
+pub(crate) fn thread_time() -> Duration {
+    // SAFETY: a zeroed `timespec` is a valid one, and the call only writes to it.
+    let time = unsafe {
+        let mut time: libc::timespec = std::mem::zeroed();
+        libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time);
+        time
+    };
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
 /// The monotonic clock in nanoseconds, which processes have in common.
 pub(crate) fn now() -> u64 {
     // SAFETY: a zeroed `timespec` is a valid one, and the call only writes to it.
