@@ -1,7 +1,8 @@
-//! Compiles every kernel twice: to BPF with clang, and natively as its C twin.
+//! Compiles every kernel to BPF with clang, and natively as its C twin: as compilers do it, under
+//! `warren_kernel_NAME`, and without vectors, which BPF has none of, under `warren_scalar_NAME`.
 //!
 //! `WARREN_CLANG` names another clang than the one on the path. The BPF objects go to `OUT_DIR`,
-//! from where the library embeds them; the twins are linked, each under `warren_kernel_NAME`.
+//! from where the library embeds them; the twins are linked.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -18,6 +19,14 @@ const FLAGS: &[&str] = &[
     "-ffreestanding",
     "-Wall",
     "-Wextra",
+];
+
+/// Keeps the host's compiler, clang or gcc, from using vectors by itself.
+const SCALAR: &[&str] = &[
+    "-fno-vectorize",
+    "-fno-slp-vectorize",
+    "-fno-tree-vectorize",
+    "-fno-tree-slp-vectorize",
 ];
 
 /// What the kernels and the runtime are made of, beside the kernels themselves.
@@ -39,7 +48,15 @@ fn main() {
             eprintln!("error: {reason}");
             std::process::exit(1);
         }
-        twins.extend(twin(&root, &source, name));
+        twins.extend(twin(
+            &root,
+            &source,
+            &format!("warren_kernel_{name}"),
+            &[],
+            &out,
+        ));
+        let (entry, apart) = (format!("warren_scalar_{name}"), out.join("scalar"));
+        twins.extend(twin(&root, &source, &entry, SCALAR, &apart));
     }
     library(&root, &twins);
 }
@@ -91,13 +108,15 @@ fn native(root: &Path) -> cc::Build {
 }
 
 /// The kernel as plain C, its entry renamed.
-fn twin(root: &Path, source: &Path, name: &str) -> Vec<PathBuf> {
-    let entry = format!("warren_kernel_{name}");
+fn twin(root: &Path, source: &Path, entry: &str, flags: &[&str], out: &Path) -> Vec<PathBuf> {
     let mut build = native(root);
-    build.file(source);
-    build.define("WARREN_ENTRY", entry.as_str());
+    build.file(source).out_dir(out);
+    for flag in flags {
+        build.flag_if_supported(flag);
+    }
+    build.define("WARREN_ENTRY", entry);
     // OpenCSD kernels have a main; of other kernels it is no word.
-    build.define("main", entry.as_str());
+    build.define("main", entry);
     build.compile_intermediates()
 }
 

@@ -1,8 +1,8 @@
 //! uBPF behind the traits of the engine: the compiler with its pointer cage, and the interpreter.
 //!
 //! The C code comes with the crate `async-ebpf`, which carries uBPF with a patch that masks the
-//! addresses of all loads and stores of compiled code. uBPF's own ELF loader is not used, and its
-//! validation is a second line behind this crate's.
+//! addresses of all loads and stores of compiled code; `segment` makes that cheaper. uBPF's own ELF
+//! loader is not used, and its validation is a second line behind this crate's.
 //!
 //! What the two engines agree on, so that one can be the oracle of the other: r0, r3 to r9 are 0
 //! at the start, r1 to r5 are 0 after a helper. Where they differ: the interpreter takes absolute
@@ -17,6 +17,7 @@ mod compiler;
 mod ffi;
 mod interpreter;
 mod machine;
+mod segment;
 
 pub use compiler::Compiler;
 #[cfg(feature = "measure-uncaged")]
