@@ -44,7 +44,8 @@ def size(text):
 
 @dataclasses.dataclass
 class Namespace:
-    """A zoned namespace. Without an image it starts empty and is gone afterwards."""
+    """A namespace, zoned unless it is `conventional`. Without an image it starts empty and is gone
+    afterwards."""
 
     zones: int = 64
     zone_size: int = 64 << 20
@@ -52,6 +53,7 @@ class Namespace:
     max_open: int = 16
     max_active: int = 32
     block_size: int = 4096
+    conventional: int = 0
     image: pathlib.Path | None = None
 
     @staticmethod
@@ -79,11 +81,14 @@ class Namespace:
     def arguments(self, number, image):
         capacity = self.zone_capacity or self.zone_size
         properties = [
-            "nvme-ns", f"drive=zns{number}", "bus=nvme0", f"nsid={number}", "zoned=on",
+            "nvme-ns", f"drive=zns{number}", "bus=nvme0", f"nsid={number}",
             f"logical_block_size={self.block_size}", f"physical_block_size={self.block_size}",
-            f"zoned.zone_size={self.zone_size}", f"zoned.zone_capacity={capacity}",
-            f"zoned.max_open={self.max_open}", f"zoned.max_active={self.max_active}",
         ]
+        if not self.conventional:
+            properties += [
+                "zoned=on", f"zoned.zone_size={self.zone_size}", f"zoned.zone_capacity={capacity}",
+                f"zoned.max_open={self.max_open}", f"zoned.max_active={self.max_active}",
+            ]
         return ["-drive", f"file={image},id=zns{number},format=raw,if=none,discard=unmap",
                 "-device", ",".join(properties)]
 
