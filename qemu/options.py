@@ -18,7 +18,8 @@ def add(parser):
     shape.add_argument("--image", type=pathlib.Path, help="file of the namespace, kept; made where there is none")
     machine = parser.add_argument_group("machine")
     machine.add_argument("--namespace", action="append", default=[], metavar="KEY=VALUE,..",
-                         help="one more namespace: zones, zone-size, zone-capacity, max-open, max-active, block-size")
+                         help="one more namespace: zones, zone-size, zone-capacity, max-open, max-active, block-size; "
+                              "conventional=1: of that size and without zones")
     machine.add_argument("--memory", default="2G", metavar="SIZE", help="[2G]")
     machine.add_argument("--mdts", type=int, default=7, metavar="N", help="largest transfer: 4 KiB << N [7]")
     machine.add_argument("--zasl", type=int, default=0, metavar="N", help="largest append: 4 KiB << N [as transfers]")
@@ -36,7 +37,7 @@ def machine(arguments):
     """The machine that the options describe."""
     parts.need_programs()
     first = guest.Namespace(arguments.zones, arguments.zone_size, arguments.zone_capacity, arguments.max_open,
-                            arguments.max_active, arguments.block_size, arguments.image)
+                            arguments.max_active, arguments.block_size, image=arguments.image)
     files = {"usr/local/bin/warren": parts.warren(arguments.profile)}
     for pair in arguments.file:
         inside, separator, here = pair.partition("=")

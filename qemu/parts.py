@@ -14,14 +14,18 @@ import pathlib
 import platform
 import shutil
 import subprocess
+import sys
 import tempfile
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TARGET = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")).absolute()
 CACHE = TARGET / "qemu"
 TRIPLE = "x86_64-unknown-linux-gnu"
-# By name: the newest kernel of the release the host runs.
+# By name: the newest kernel of the release the host runs, or of another suite of Debian.
 KERNEL = os.environ.get("WARREN_QEMU_KERNEL", "linux-image-amd64")
+SUITE = os.environ.get("WARREN_QEMU_SUITE", "")
+MIRROR = "http://deb.debian.org/debian"
+KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 PROGRAMS = {
     "qemu-system-x86_64": "qemu-system-x86",
     "busybox": "busybox-static",
@@ -61,43 +65,106 @@ def apt_get(*arguments):
         raise Unavailable(f"apt-get {arguments[0]} failed: {done.stderr.strip()[-500:]}")
 
 
-def download_kernel(name, directory):
-    """Downloads the package with the kernel behind a metapackage such as linux-image-amd64."""
-    package = kernel_package(name)
-    print(f"qemu: downloading {package}", flush=True)
-    done = subprocess.run(["apt-get", "download", package], cwd=directory, capture_output=True, text=True, check=False)
-    found = list(directory.glob("*.deb"))
+def suite_options(suite):
+    """What has apt work with another suite of Debian, with lists of its own: nothing of the host's changes."""
+    if not suite:
+        return []
+    home = CACHE / "apt" / suite
+    for name in ("lists/partial", "cache/archives/partial"):
+        (home / name).mkdir(parents=True, exist_ok=True)
+    (home / "sources.list").write_text(f"deb [signed-by={KEYRING}] {MIRROR} {suite} main\n")
+    settings = {"Dir::Etc::SourceList": home / "sources.list", "Dir::Etc::SourceParts": "-",
+                "Dir::State::Lists": home / "lists", "Dir::Cache": home / "cache", "APT::Sandbox::User": "root"}
+    return [word for name, value in settings.items() for word in ("-o", f"{name}={value}")]
+
+
+def update_lists(suite):
+    """Has apt learn what there is."""
+    if not suite:
+        apt_get("update", "-qq")
+        return
+    done = subprocess.run(["apt-get", *suite_options(suite), "update", "-qq"], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise Unavailable(f"nothing is known of {suite}: {done.stderr.strip()[-500:]}")
+
+
+def depends(package, suite):
+    """Packages that a package depends on; None if apt does not know it."""
+    listed = subprocess.run(["apt-cache", *suite_options(suite), "depends", "--important", package],
+                            capture_output=True, text=True, check=False)
+    pairs = (line.strip().partition(": ") for line in listed.stdout.splitlines())
+    found = [name for word, _, name in pairs if word in ("Depends", "PreDepends") and not name.startswith("<")]
+    return found if listed.returncode == 0 and listed.stdout else None
+
+
+def download(package, directory, suite):
+    """Downloads a package; answers its file."""
+    done = subprocess.run(["apt-get", *suite_options(suite), "download", package], cwd=directory, capture_output=True,
+                          text=True, check=False)
+    found = list(directory.glob(f"{package}_*.deb"))
     if done.returncode != 0 or not found:
         raise Unavailable(f"{package} cannot be downloaded: {done.stderr.strip()[-500:]}")
     return found[0]
 
 
-def kernel_package(name):
-    """The package that a metapackage depends on; any other package is itself."""
-    listed = subprocess.run(["apt-cache", "depends", "--important", name], capture_output=True, text=True, check=False)
-    for line in listed.stdout.splitlines():
-        word, _, package = line.strip().partition(": ")
-        if word == "Depends" and package.startswith("linux-image-"):
-            return package
-    if listed.returncode != 0:
-        raise Unavailable(f"apt knows no package {name}: {listed.stderr.strip()}")
-    return name
+def download_kernel(directory):
+    """The package with the kernel behind a metapackage such as linux-image-amd64; another is itself."""
+    needed = depends(KERNEL, SUITE)
+    if needed is None:
+        raise Unavailable(f"apt knows no package {KERNEL} {SUITE}")
+    package = next((name for name in needed if name.startswith("linux-image-")), KERNEL)
+    print(f"qemu: downloading {package}", file=sys.stderr, flush=True)
+    return download(package, directory, SUITE)
+
+
+def tools(packages, suite=""):
+    """Programs of Debian packages with the libraries they need, unpacked; answers a directory in whose `bin` each
+    can be called, wherever the directory is, by the loader that belongs to it."""
+    key = hashlib.sha256(repr((sorted(packages), suite)).encode()).hexdigest()[:16]
+    home = CACHE / "tools" / key
+    if home.exists():
+        return home
+    home.parent.mkdir(parents=True, exist_ok=True)
+    if any(depends(package, suite) is None for package in packages):
+        update_lists(suite)
+    with tempfile.TemporaryDirectory(dir=CACHE) as directory:
+        work, tree = pathlib.Path(directory), pathlib.Path(directory, "tree")
+        (tree / "bin").mkdir(parents=True)
+        wanted, seen = list(packages), set()
+        while wanted:
+            package = wanted.pop()
+            if package not in seen:
+                seen.add(package)
+                subprocess.run(["dpkg-deb", "-x", download(package, work, suite), tree / "root"], check=True)
+                wanted += [name for name in depends(package, suite) or [] if name.startswith(("lib", "zlib"))]
+        loader = next((tree / "root").glob("**/ld-linux-x86-64.so.2")).relative_to(tree)
+        libraries = {path.parent.relative_to(tree) for path in (tree / "root").glob("**/*.so.*")}
+        path = ":".join(f'"$here/{library}"' for library in sorted(libraries))
+        for place in ("sbin", "usr/sbin"):
+            for program in sorted((tree / "root").glob(f"{place}/*")):
+                caller = tree / "bin" / program.name
+                caller.write_text(f'#!/bin/sh\nhere=${{0%/*}}/..\nexec "$here/{loader}" --library-path {path} '
+                                  f'"$here/{program.relative_to(tree)}" "$@"\n')
+                caller.chmod(0o755)
+        tree.rename(home)
+    return home
 
 
 def kernel():
     """The unpacked kernel package: (directory, version, vmlinux)."""
-    found = sorted((CACHE / "kernels").glob(f"{KERNEL}/*/vmlinux"))
+    place = CACHE / "kernels" / (f"{KERNEL}@{SUITE}" if SUITE else KERNEL)
+    found = sorted(place.glob("*/vmlinux"))
     if found:
         return found[-1].parent, found[-1].parent.name, found[-1]
     CACHE.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=CACHE) as directory:
         work = pathlib.Path(directory)
         try:
-            package = download_kernel(KERNEL, work)
+            package = download_kernel(work)
         except Unavailable:
             # What apt knows may be older than what there is.
-            apt_get("update", "-qq")
-            package = download_kernel(KERNEL, work)
+            update_lists(SUITE)
+            package = download_kernel(work)
         tree = work / "tree"
         subprocess.run(["dpkg-deb", "-x", package, tree], check=True)
         image = next((tree / "boot").glob("vmlinuz-*"))
@@ -108,7 +175,7 @@ def kernel():
             (tree / "lib/modules").symlink_to("../usr/lib/modules")
         subprocess.run(["depmod", "-b", tree, version], check=True)
         (tree / "vmlinux").write_bytes(unpack_kernel(image.read_bytes()))
-        home = CACHE / "kernels" / KERNEL / version
+        home = place / version
         home.parent.mkdir(parents=True, exist_ok=True)
         tree.rename(home)
     return home, version, home / "vmlinux"
@@ -171,6 +238,14 @@ def base_initramfs(extra_modules):
         partial.write_bytes(archive(tree))
         partial.rename(cached)
     return cached
+
+
+def has_module(name):
+    """Whether the kernel has a module, or has it built in."""
+    home, version, _ = kernel()
+    shown = subprocess.run(["modprobe", "-S", version, "-d", home, "--show-depends", name], capture_output=True,
+                           check=False)
+    return shown.returncode == 0
 
 
 def module_files(home, version, modules, tree):

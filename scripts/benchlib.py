@@ -1,10 +1,11 @@
-"""What scripts/bench and scripts/bench-offload share: filesystems to measure, and documenting results."""
+"""What scripts/bench, scripts/bench-offload and scripts/bench-zns share: filesystems to measure, and documenting results."""
 
 import os
 import pathlib
 import platform
 import shutil
 import subprocess
+import sys
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -108,6 +109,13 @@ def machine():
     cpu = next((l.split(":")[1].strip() for l in open("/proc/cpuinfo") if l.startswith("model name")), "unknown CPU")
     memory = int(open("/proc/meminfo").readline().split()[1]) // (1 << 20)
     return f"{os.cpu_count()} x {cpu}, {memory} GiB of memory, Linux {platform.release()}"
+
+
+def command_line():
+    """How this program was called, as one would from the top of the repository."""
+    suite = os.environ.get("WARREN_QEMU_SUITE")
+    words = [f"WARREN_QEMU_SUITE={suite}"] if suite else []
+    return " ".join([*words, f"scripts/{pathlib.Path(sys.argv[0]).name}", *sys.argv[1:]])
 
 
 def write_document(marker, parts):

@@ -1,4 +1,4 @@
-"""Line charts over file sizes as plain SVG: panels side by side, two to a row."""
+"""Charts as plain SVG, panels side by side: lines over file sizes, or bars to compare."""
 
 import math
 from html import escape
@@ -56,4 +56,33 @@ def chart(panels, unit, styles):
                    f'stroke-dasharray="{dash}"/><text x="{at + 36:.0f}" y="24">{escape(name)}</text>')
     for i, (title, lines) in enumerate(panels.items()):
         out += panel(i % 2 * WIDTH, LEGEND + i // 2 * HEIGHT, title, unit, lines, styles)
+    return "\n".join(out + ["</svg>", ""])
+
+
+BAR_WIDTH, BAR_HEIGHT, BARS_TO_A_ROW = 230, 190, 4
+
+
+def bar_panel(left, top, title, values, colours):
+    most = max(values.values())
+    across, base = (BAR_WIDTH - 20) / len(values), top + BAR_HEIGHT - 26
+    out = [f'<text x="{left + BAR_WIDTH / 2}" y="{top + 16}" text-anchor="middle" font-size="10">{escape(title)}</text>']
+    for i, (name, value) in enumerate(values.items()):
+        height = (BAR_HEIGHT - 70) * value / max(most, 1e-9)
+        middle = left + 10 + across * (i + 0.5)
+        shown = f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+        out.append(f'<rect x="{middle - across * 0.4:.1f}" y="{base - height:.1f}" width="{across * 0.8:.1f}" height="{height:.1f}" '
+                   f'fill="{colours[name]}"/><text x="{middle:.1f}" y="{base - height - 4:.1f}" text-anchor="middle" '
+                   f'font-size="10">{shown}</text><text x="{middle:.1f}" y="{base + 14}" text-anchor="middle" font-size="10">'
+                   f'{escape(name)}</text>')
+    return out
+
+
+def bars(panels, colours):
+    """`panels`: {title with its unit: {name: value}}, drawn in {name: colour}."""
+    rows = math.ceil(len(panels) / BARS_TO_A_ROW)
+    width, height = BAR_WIDTH * BARS_TO_A_ROW, BAR_HEIGHT * rows
+    out = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
+           'font-family="sans-serif">', '<rect width="100%" height="100%" fill="white"/>']
+    for i, (title, values) in enumerate(panels.items()):
+        out += bar_panel(i % BARS_TO_A_ROW * BAR_WIDTH, i // BARS_TO_A_ROW * BAR_HEIGHT, title, values, colours)
     return "\n".join(out + ["</svg>", ""])

@@ -5,6 +5,7 @@
 //! a mount. `ARCHITECTURE.md` has the map, what may use what, and the invariants.
 
 pub mod catalog;
+mod checksum;
 pub mod cli;
 mod error;
 pub mod format;

@@ -1,8 +1,9 @@
-//! How fast streams of writes reach a device: at the write pointer, one in flight per zone, against
-//! appends with several in flight. Destroys the device's contents.
+//! How fast streams of writes reach a device: at the write pointer, one in flight per zone in one to
+//! eight zones, against appends to one zone with up to thirty-two in flight. Destroys the device's
+//! contents.
 //!
-//! `stream_rates DEVICE [SECONDS]` prints MiB/s for one and four streams (zones written in turn) and
-//! requests of several sizes; SECONDS is the time per figure, 1 if not given.
+//! `stream_rates DEVICE [SECONDS]` prints MiB/s for requests of several sizes, one column after the
+//! other three times over, the median of each; SECONDS is the time per measurement, 0.3 if not given.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -111,44 +112,55 @@ fn measure(device: &dyn ZonedDevice, load: Load, time: Duration) -> Result<f64, 
     Ok(rate)
 }
 
+/// What is compared: how, zones, requests in flight in each.
+const COLUMNS: [(Way, u32, u32); 8] = [
+    (Way::AtPointer, 1, 1),
+    (Way::AtPointer, 2, 1),
+    (Way::AtPointer, 4, 1),
+    (Way::AtPointer, 8, 1),
+    (Way::Append, 1, 1),
+    (Way::Append, 1, 8),
+    (Way::Append, 1, 32),
+    (Way::Append, 4, 8),
+];
+const ROUNDS: usize = 3;
+
 fn main() -> Result<(), Error> {
     let mut arguments = std::env::args().skip(1);
     let spec = arguments.next().unwrap_or_else(|| "mem:1G".into());
-    let seconds = arguments
-        .next()
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(1.0);
+    let seconds = arguments.next().and_then(|text| text.parse().ok());
+    let time = Duration::from_secs_f64(seconds.unwrap_or(0.3));
     let device = open_device(&spec, false)?;
-    println!("{spec}, MiB/s");
-    println!(
-        "{:>8} {:>8} {:>10} {:>10} {:>10} {:>10}",
-        "streams", "KiB", "pointer", "append 1", "append 4", "append 8"
-    );
     let geometry = *device.geometry();
-    for streams in [1, 4] {
-        for kib in [4_u64, 16, 64, 256] {
-            let blocks = (kib << 10) / u64::from(geometry.block_size);
-            if geometry.max_append != 0 && blocks > geometry.max_append {
-                continue;
-            }
-            let mut rates = Vec::new();
-            for (way, depth) in [
-                (Way::AtPointer, 1),
-                (Way::Append, 1),
-                (Way::Append, 4),
-                (Way::Append, 8),
-            ] {
+    println!(
+        "{spec}, MiB/s: at the pointer in 1, 2, 4, 8 zones; appends to a zone, 1, 8, 32 in flight; to 4, 8 in each"
+    );
+    for kib in [4_u64, 16, 64, 256, 1024] {
+        let blocks = (kib << 10) / u64::from(geometry.block_size);
+        let mut rates: [Vec<f64>; COLUMNS.len()] = Default::default();
+        for _ in 0..ROUNDS {
+            for ((way, streams, depth), found) in COLUMNS.into_iter().zip(&mut rates) {
+                // An append is not cut.
+                if way == Way::Append && geometry.max_append != 0 && blocks > geometry.max_append {
+                    continue;
+                }
                 let load = Load {
                     way,
                     streams,
                     depth,
                     blocks,
                 };
-                rates.push(measure(&*device, load, Duration::from_secs_f64(seconds))?);
+                found.push(measure(&*device, load, time)?);
             }
-            let shown: Vec<String> = rates.iter().map(|rate| format!("{rate:>10.0}")).collect();
-            println!("{streams:>8} {kib:>8} {}", shown.join(" "));
         }
+        let median = |found: &mut Vec<f64>| {
+            found.sort_by(f64::total_cmp);
+            found
+                .get(found.len() / 2)
+                .map_or("-".into(), |rate| format!("{rate:.0}"))
+        };
+        let shown: Vec<String> = rates.iter_mut().map(median).collect();
+        println!("| {kib} KiB | {} |", shown.join(" | "));
     }
     Ok(())
 }

@@ -44,7 +44,7 @@ pub use mem::MemDevice;
 pub use nvme::NvmeDevice;
 pub use queue::SyncQueue;
 pub use spec::{DeviceSpec, open_device, parse_size};
-pub use timed::{Clock, Profile, TimedDevice, Timing};
+pub use timed::{Clock, Count, Profile, Tally, TimedDevice, Timing};
 #[cfg(feature = "xnvme")]
 pub use xnvme::XnvmeDevice;
 pub use xnvme::{XnvmeTarget, XnvmeUri};

@@ -256,3 +256,35 @@ fn real_time_passes_for_the_caller() {
     device.read(Lba(99), &mut back).expect("read");
     assert_eq!(back, block);
 }
+
+#[test]
+fn the_tally_counts_operations_bytes_and_time_by_kind() {
+    let device = virtual_device();
+    let data = vec![1; 2 * BLOCK];
+    device.write(Lba(0), &data).expect("write");
+    let before_append = device.elapsed();
+    device.append(ZoneId(1), &data[..BLOCK]).expect("append");
+    let append = device.elapsed() - before_append;
+    let mut out = vec![0; BLOCK];
+    device.read(Lba(1), &mut out).expect("read");
+    device.write(Lba(7), &data).expect_err("not at the pointer");
+    device.flush().expect("flush");
+    device.reset(ZoneId(0)).expect("reset");
+    let tally = device.tally();
+    let counted = |count: zns_backend::Count| (count.operations, count.bytes);
+    assert_eq!(counted(tally.writes), (1, 2 * BLOCK as u64));
+    assert_eq!(counted(tally.appends), (1, BLOCK as u64));
+    assert_eq!(tally.appends.time, append);
+    assert_eq!(counted(tally.reads), (1, BLOCK as u64));
+    assert_eq!(counted(tally.flushes), (1, 0));
+    assert_eq!(counted(tally.resets), (1, 2 * BLOCK as u64));
+    let parts = [
+        tally.writes,
+        tally.appends,
+        tally.reads,
+        tally.flushes,
+        tally.resets,
+    ];
+    let sum: Duration = parts.iter().map(|count| count.time).sum();
+    assert_eq!(sum, device.elapsed(), "nothing overlapped");
+}

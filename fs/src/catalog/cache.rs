@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use parking_lot::RwLock;
 
 use super::node::{Node, NodeRef, Page};
+use crate::checksum;
 use crate::types::{BLOCK_SIZE, Lba};
 use crate::{Error, Result};
 
@@ -209,7 +210,7 @@ impl NodeCache {
     fn read(&self, NodeRef { lba, crc }: NodeRef) -> Result<Node> {
         let mut page = Box::new([0; BLOCK_SIZE]);
         self.source.read_block(lba, &mut page)?;
-        let found = crc32c::crc32c(&page[..]);
+        let found = checksum::crc32c(&page[..]);
         if found != crc {
             return Err(corrupt(
                 lba,

@@ -21,6 +21,7 @@ use super::key::Key;
 use super::node::{Child, Node, NodeRef, Page};
 use super::tree::Tree;
 use crate::Result;
+use crate::checksum;
 use crate::types::Lba;
 
 /// What a written node is. With its address, enough to ask later whether a tree still refers to it.
@@ -206,7 +207,7 @@ impl Writer<'_> {
         let lba = (self.sink)(NodeInfo { level, first_key }, page)?;
         Ok(NodeRef {
             lba,
-            crc: crc32c::crc32c(page),
+            crc: checksum::crc32c(page),
         })
     }
 }

@@ -17,6 +17,7 @@ use serde::Serialize;
 use zns_backend::{Geometry, Lba, MemDevice, ZonedDevice};
 
 use super::{CommandResult, Failure, Outcome, output};
+use crate::checksum;
 use crate::offload::value::{TIMEOUT_MS_MAX, parse_argument};
 use crate::offload::{load_error, verdict};
 use crate::types::{BLOCK, BLOCK_SIZE};
@@ -283,7 +284,7 @@ fn store(storage: &MemDevice, path: &Path, size: u64) -> Result<Contents, Failur
         checksums.extend(
             buffer[..padded]
                 .chunks_exact(BLOCK_SIZE)
-                .map(crc32c::crc32c),
+                .map(checksum::crc32c),
         );
         left -= len as u64;
     }

@@ -14,6 +14,7 @@ use zns_backend::{Geometry, Lba};
 
 use super::chunk::{Class, SEQUENCE_LIMIT};
 use super::{FORMAT_VERSION, corrupt, decode_from, encode_into};
+use crate::checksum;
 use crate::error::Result;
 use crate::types::BLOCK_SIZE;
 
@@ -131,7 +132,7 @@ impl Checkpoint {
             body_bytes: (body.len() as u32).into(),
             crc: 0.into(),
         };
-        let crc = crc32c::crc32c_append(crc32c::crc32c(header.as_bytes()), &body);
+        let crc = checksum::crc32c_append(checksum::crc32c(header.as_bytes()), &body);
         header.crc = crc.into();
         let mut trailer = RecordTrailer {
             magic: TRAILER_MAGIC,
@@ -142,7 +143,7 @@ impl Checkpoint {
             self_crc: 0.into(),
             reserved: 0.into(),
         };
-        trailer.self_crc = crc32c::crc32c(trailer.as_bytes()).into();
+        trailer.self_crc = checksum::crc32c(trailer.as_bytes()).into();
         let mut out = Vec::with_capacity(blocks * BLOCK_SIZE);
         out.extend_from_slice(header.as_bytes());
         out.extend_from_slice(&body);
@@ -160,7 +161,7 @@ impl Checkpoint {
         trailer.self_crc = 0.into();
         let blocks = u64::from(trailer.blocks.get());
         let sound = trailer.magic == TRAILER_MAGIC
-            && crc32c::crc32c(trailer.as_bytes()) == expected
+            && checksum::crc32c(trailer.as_bytes()) == expected
             && (1..=RECORD_BLOCKS_MAX).contains(&blocks);
         sound.then(|| Trailer {
             number: trailer.number.get(),
@@ -183,7 +184,7 @@ impl Checkpoint {
             .ok_or_else(|| corrupt(WHAT, "the record is cut short"))?;
         if header.magic != MAGIC
             || header.fsid != *fsid
-            || crc32c::crc32c_append(crc32c::crc32c(header.as_bytes()), body) != expected
+            || checksum::crc32c_append(checksum::crc32c(header.as_bytes()), body) != expected
         {
             return Err(corrupt(WHAT, "checksum mismatch"));
         }

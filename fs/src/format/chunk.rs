@@ -19,6 +19,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::{FORMAT_VERSION, corrupt, decode_from, encode_into};
 use crate::catalog::{Key, Kind};
+use crate::checksum;
 use crate::error::Result;
 use crate::types::{BLOCK_SIZE, Ino, Lba, Sequence};
 
@@ -261,7 +262,7 @@ pub fn seal(
         reserved: [0; 3],
         crc: 0.into(),
     };
-    header.crc = crc32c::crc32c_append(crc32c::crc32c(header.as_bytes()), &body).into();
+    header.crc = checksum::crc32c_append(checksum::crc32c(header.as_bytes()), &body).into();
 
     let (head, tail) = body.split_at(body.len().min(HEADER_ROOM));
     let head_start = size_of::<ChunkHeader>();
@@ -294,8 +295,8 @@ pub fn readdress(buffer: &mut [u8], lba: Lba) -> Result<()> {
         .ok_or_else(cut_short)?;
     header.lba = lba.0.into();
     header.crc = 0.into();
-    let crc = crc32c::crc32c_append(crc32c::crc32c(header.as_bytes()), head);
-    header.crc = crc32c::crc32c_append(crc, tail).into();
+    let crc = checksum::crc32c_append(checksum::crc32c(header.as_bytes()), head);
+    header.crc = checksum::crc32c_append(crc, tail).into();
     buffer[..size_of::<ChunkHeader>()].copy_from_slice(header.as_bytes());
     Ok(())
 }
@@ -362,7 +363,8 @@ impl ParsedHeader {
         );
         let mut header = self.header;
         header.crc = 0.into();
-        if crc32c::crc32c_append(crc32c::crc32c(header.as_bytes()), &bytes) != self.header.crc.get()
+        if checksum::crc32c_append(checksum::crc32c(header.as_bytes()), &bytes)
+            != self.header.crc.get()
         {
             return Err(bad("header checksum mismatch"));
         }

@@ -5,6 +5,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 use zns_backend::Geometry;
 
 use super::FORMAT_VERSION;
+use crate::checksum;
 use crate::error::{Error, Result};
 use crate::types::BLOCK_SIZE;
 
@@ -84,7 +85,7 @@ impl Superblock {
     fn checksum(&self) -> u32 {
         let mut copy = *self;
         copy.crc = 0.into();
-        crc32c::crc32c(copy.as_bytes())
+        checksum::crc32c(copy.as_bytes())
     }
 
     /// The block that holds it, zero behind the structure.

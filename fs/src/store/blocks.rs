@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use super::extent::{Backing, Extent, for_each_extent};
 use super::open_chunk::OpenChunk;
 use super::{Counters, Records, Store};
+use crate::checksum;
 use crate::error::{Error, Result};
 use crate::types::{BLOCK, BLOCK_SIZE, Ino, Lba};
 
@@ -88,7 +89,7 @@ impl Store {
         })?;
         Counters::add(&self.counters.blocks_read, run.crcs.len() as u64);
         for (i, (block, crc)) in out.chunks_exact(BLOCK_SIZE).zip(&run.crcs).enumerate() {
-            if crc32c::crc32c(block) != *crc {
+            if checksum::crc32c(block) != *crc {
                 Counters::add(&self.counters.checksum_errors, 1);
                 let error = Error::BadBlock {
                     ino,

@@ -11,6 +11,7 @@ use super::extent::{Backing, Extent, for_each_extent};
 use super::open_chunk::OpenChunk;
 use super::scan::{FoundChunk, read_chunk};
 use super::{Counters, Store, Txn};
+use crate::checksum;
 use crate::error::{Error, Result};
 use crate::format::checkpoint::ZoneUse;
 use crate::format::chunk::{Class, Payload};
@@ -271,7 +272,10 @@ impl Relocation<'_> {
         let mut buffer = store.device.buffer(crcs.len() * BLOCK_SIZE);
         let data = &mut buffer[..crcs.len() * BLOCK_SIZE];
         store.device.read(from, data)?;
-        let found: Vec<u32> = data.chunks_exact(BLOCK_SIZE).map(crc32c::crc32c).collect();
+        let found: Vec<u32> = data
+            .chunks_exact(BLOCK_SIZE)
+            .map(checksum::crc32c)
+            .collect();
         for (i, (found, crc)) in found.iter().zip(crcs).enumerate() {
             if found != crc {
                 Counters::add(&store.counters.checksum_errors, 1);

@@ -9,6 +9,7 @@ use std::ops::ControlFlow;
 
 use super::{Records, Txn};
 use crate::catalog::{Key, Kind};
+use crate::checksum;
 use crate::error::{Error, Result};
 use crate::types::{BLOCK_SIZE, Ino, Lba, MAX_FILE_SIZE};
 
@@ -294,7 +295,10 @@ impl Txn<'_> {
         }
         let replaced = self.unmap_blocks(ino, first, count)?;
         self.claim_space(count - replaced)?;
-        let crcs: Vec<u32> = data.chunks_exact(BLOCK_SIZE).map(crc32c::crc32c).collect();
+        let crcs: Vec<u32> = data
+            .chunks_exact(BLOCK_SIZE)
+            .map(checksum::crc32c)
+            .collect();
         let mut at = 0;
         for (lba, run) in self.append_blocks(ino, first, data, &crcs)? {
             let mut left = run;

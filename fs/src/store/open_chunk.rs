@@ -5,6 +5,7 @@ use std::sync::Arc;
 use zns_backend::DmaBuffer;
 
 use crate::catalog::Key;
+use crate::checksum;
 use crate::format::chunk::{self, Class, Identity, Payload, table_bytes, tail_blocks};
 use crate::types::{BLOCK_SIZE, Ino, Lba, Sequence, ZoneId};
 
@@ -121,7 +122,7 @@ impl OpenChunk {
             level,
             first_key: first_key.into(),
         });
-        self.push_block(page, crc32c::crc32c(page))
+        self.push_block(page, checksum::crc32c(page))
     }
 
     /// Takes an encoded transaction, which must fit.

@@ -16,6 +16,7 @@ use std::sync::atomic::Ordering;
 use super::view::scan_tree;
 use super::{Records, Store, Value};
 use crate::catalog::{Key, Tree};
+use crate::checksum;
 use crate::error::{Error, Result};
 use crate::types::{BLOCK_SIZE, Ino, Lba};
 
@@ -112,7 +113,7 @@ impl PinnedView {
         let lba = {
             let mut head = store.head.write();
             let chunk = store.open_chunk(&mut head, 1, 0)?;
-            let lba = chunk.push_data(ino, 0, block, &[crc32c::crc32c(block)]);
+            let lba = chunk.push_data(ino, 0, block, &[checksum::crc32c(block)]);
             let zone = chunk.zone;
             head.zones.keep_for(zone, self.version);
             store.seal_open(&mut head);

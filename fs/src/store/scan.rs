@@ -2,6 +2,7 @@
 
 use zns_backend::ZonedDevice;
 
+use crate::checksum;
 use crate::error::Result;
 use crate::format::chunk::{Body, CHUNK_BLOCKS, ChunkInfo, parse_header};
 use crate::types::{BLOCK_SIZE, Lba};
@@ -72,7 +73,7 @@ impl FoundChunk {
         let sound = bytes
             .chunks_exact(BLOCK_SIZE)
             .zip(&self.body.crcs)
-            .all(|(block, crc)| crc32c::crc32c(block) == *crc);
+            .all(|(block, crc)| checksum::crc32c(block) == *crc);
         Ok(sound)
     }
 }

@@ -13,6 +13,7 @@ use std::sync::{Arc, OnceLock};
 
 use super::types::{Credentials, FileKind};
 use super::{Volume, acl, directory, file, inode, namespace};
+use crate::checksum;
 use crate::error::{Error, Result};
 use crate::format::record::InodeRecord;
 use crate::store::PinnedView;
@@ -216,7 +217,7 @@ impl FileSnapshot {
             if let Run::Mapped { lba, checksums } = run {
                 let source = device.map_source(lba, checksums.len() as u64).ok()??;
                 read_file(source.fd, source.offset, here)?;
-                let sums = here.chunks_exact(BLOCK_SIZE).map(crc32c::crc32c);
+                let sums = here.chunks_exact(BLOCK_SIZE).map(checksum::crc32c);
                 if !sums.eq(checksums) {
                     return None;
                 }
@@ -243,7 +244,7 @@ impl FileSnapshot {
         };
         if let Some((block, placed)) = &self.inline {
             if at == 0 && limit > 0 {
-                let checksums = vec![crc32c::crc32c(&block[..])];
+                let checksums = vec![checksum::crc32c(&block[..])];
                 let lba = self.place(block, placed)?;
                 out.push(Run::Mapped { lba, checksums });
                 at = 1;

@@ -58,6 +58,46 @@ struct Model {
     nand: Nand,
     /// The virtual time.
     now: Nanos,
+    tally: Tally,
+}
+
+/// Operations of one kind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Count {
+    /// How many.
+    pub operations: u64,
+    /// Bytes transferred; of resets those that were written, of finishes those left unwritten.
+    pub bytes: u64,
+    /// From the start to the end of each, added up: more than the time that has passed if they
+    /// overlap.
+    pub time: Duration,
+}
+
+impl Count {
+    fn add(&mut self, bytes: u64, time: Nanos) {
+        self.operations += 1;
+        self.bytes += bytes;
+        self.time += Duration::from_nanos(time);
+    }
+}
+
+/// What a [`TimedDevice`] has carried out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Reads.
+    pub reads: Count,
+    /// Writes at the write pointer.
+    pub writes: Count,
+    /// Appends.
+    pub appends: Count,
+    /// Flushes.
+    pub flushes: Count,
+    /// Resets of zones.
+    pub resets: Count,
+    /// Zones finished.
+    pub finishes: Count,
+    /// Zones opened and closed explicitly.
+    pub transitions: Count,
 }
 
 impl TimedDevice {
@@ -72,6 +112,7 @@ impl TimedDevice {
             model: Mutex::new(Model {
                 nand: Nand::new(profile),
                 now: 0,
+                tally: Tally::default(),
             }),
         }))
     }
@@ -85,6 +126,12 @@ impl TimedDevice {
         }
     }
 
+    /// What has been asked of the device since it was made, and how long that took.
+    #[must_use]
+    pub fn tally(&self) -> Tally {
+        self.0.model.lock().tally
+    }
+
     fn now(&self, model: &Model) -> Nanos {
         match self.0.clock {
             Clock::Virtual => model.now,
@@ -92,11 +139,18 @@ impl TimedDevice {
         }
     }
 
-    /// When an operation that starts now ends.
-    fn plan(&self, end: impl FnOnce(&mut Nand, Nanos) -> Nanos) -> Nanos {
+    /// When an operation on `bytes` bytes that starts now ends; it is counted where `count` says.
+    fn plan(
+        &self,
+        count: impl FnOnce(&mut Tally) -> &mut Count,
+        bytes: usize,
+        end: impl FnOnce(&mut Nand, Nanos) -> Nanos,
+    ) -> Nanos {
         let mut model = self.0.model.lock();
         let now = self.now(&model);
-        end(&mut model.nand, now)
+        let end = end(&mut model.nand, now);
+        count(&mut model.tally).add(bytes as u64, end - now);
+        end
     }
 
     /// Lets the time pass until `end`.
@@ -138,14 +192,24 @@ impl TimedDevice {
     /// When a request that starts now ends; `result` is what the device below said.
     fn plan_request(&self, shape: Shape, result: &Result<Lba>) -> Nanos {
         let Ok(lba) = result else {
-            return self.plan(|_, now| now);
+            return self.now(&self.0.model.lock());
         };
         let range = |bytes| self.range(*lba, bytes);
         match shape {
-            Shape::Read(bytes) => self.plan(|nand, now| nand.read(now, range(bytes))),
-            Shape::Write(bytes) => self.plan(|nand, now| nand.write(now, range(bytes))),
-            Shape::Append(bytes) => self.plan(|nand, now| nand.append(now, range(bytes))),
-            Shape::Flush => self.plan(Nand::flush),
+            Shape::Read(bytes) => {
+                self.plan(|t| &mut t.reads, bytes, |n, now| n.read(now, range(bytes)))
+            }
+            Shape::Write(bytes) => self.plan(
+                |t| &mut t.writes,
+                bytes,
+                |n, now| n.write(now, range(bytes)),
+            ),
+            Shape::Append(bytes) => self.plan(
+                |t| &mut t.appends,
+                bytes,
+                |n, now| n.append(now, range(bytes)),
+            ),
+            Shape::Flush => self.plan(|t| &mut t.flushes, 0, Nand::flush),
         }
     }
 
@@ -204,26 +268,28 @@ impl ZonedDevice for TimedDevice {
         let written = self.written(zone);
         let capacity = self.geometry().zone_capacity_bytes();
         self.0.device.reset(zone)?;
-        self.pass(self.plan(|nand, now| nand.reset(now, zone.0, written, capacity)));
+        let reset = |nand: &mut Nand, now| nand.reset(now, zone.0, written, capacity);
+        self.pass(self.plan(|t| &mut t.resets, written as usize, reset));
         Ok(())
     }
 
     fn finish(&self, zone: ZoneId) -> Result<()> {
         let left = self.geometry().zone_capacity_bytes() - self.written(zone);
         self.0.device.finish(zone)?;
-        self.pass(self.plan(|nand, now| nand.finish(now, zone.0, left)));
+        let finish = |nand: &mut Nand, now| nand.finish(now, zone.0, left);
+        self.pass(self.plan(|t| &mut t.finishes, left as usize, finish));
         Ok(())
     }
 
     fn open(&self, zone: ZoneId) -> Result<()> {
         self.0.device.open(zone)?;
-        self.pass(self.plan(|nand, now| nand.transition(now)));
+        self.pass(self.plan(|t| &mut t.transitions, 0, |nand, now| nand.transition(now)));
         Ok(())
     }
 
     fn close(&self, zone: ZoneId) -> Result<()> {
         self.0.device.close(zone)?;
-        self.pass(self.plan(|nand, now| nand.transition(now)));
+        self.pass(self.plan(|t| &mut t.transitions, 0, |nand, now| nand.transition(now)));
         Ok(())
     }
 

@@ -9,6 +9,7 @@ use super::super::node::{Child, Node};
 use super::super::{Key, NodeCache, NodeRef, Page, Tree};
 use super::{Device, checked, key};
 use crate::Error;
+use crate::checksum;
 use crate::types::{BLOCK_SIZE, Lba};
 
 /// A tree of three levels, on the device.
@@ -121,7 +122,7 @@ fn forge(child: &Child, low: Key, device: &Device, change: &mut dyn FnMut(&mut P
     change(&mut page);
     NodeRef {
         lba: device.write(&page),
-        crc: crc32c::crc32c(&page[..]),
+        crc: checksum::crc32c(&page[..]),
     }
 }
 
