@@ -160,6 +160,26 @@ fn only_the_adapter_names_fuser() {
 }
 
 #[test]
+fn index_files_are_a_matter_of_the_command_line() {
+    let mut files = Vec::new();
+    sources(&workspace().join("fs/src"), &mut files);
+    let front_end = workspace().join("fs/src/cli/kv");
+    for name in ["vmcache::", "kv_workload::"] {
+        let (inside, outside): (Vec<&PathBuf>, Vec<&PathBuf>) = files
+            .iter()
+            .filter(|file| code(file).contains(name))
+            .partition(|file| file.starts_with(&front_end));
+        assert!(!inside.is_empty() && outside.is_empty(), "{name}: {outside:?}");
+    }
+    let libraries = ["vmcache", "kv-workload"];
+    for library in libraries {
+        let known = dependencies(&workspace().join(library).join("Cargo.toml"));
+        let ours = ["warren-fs", "zns-backend", "csd-vm", "vmcache", "kv-workload"];
+        assert!(ours.iter().all(|name| !known.contains(*name)), "{library}: {known:?}");
+    }
+}
+
+#[test]
 fn devices_know_no_filesystem() {
     let mut files = Vec::new();
     sources(&workspace().join("zns-backend/src"), &mut files);
