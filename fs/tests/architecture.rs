@@ -169,13 +169,25 @@ fn index_files_are_a_matter_of_the_command_line() {
             .iter()
             .filter(|file| code(file).contains(name))
             .partition(|file| file.starts_with(&front_end));
-        assert!(!inside.is_empty() && outside.is_empty(), "{name}: {outside:?}");
+        assert!(
+            !inside.is_empty() && outside.is_empty(),
+            "{name}: {outside:?}"
+        );
     }
     let libraries = ["vmcache", "kv-workload"];
     for library in libraries {
         let known = dependencies(&workspace().join(library).join("Cargo.toml"));
-        let ours = ["warren-fs", "zns-backend", "csd-vm", "vmcache", "kv-workload"];
-        assert!(ours.iter().all(|name| !known.contains(*name)), "{library}: {known:?}");
+        let ours = [
+            "warren-fs",
+            "zns-backend",
+            "csd-vm",
+            "vmcache",
+            "kv-workload",
+        ];
+        assert!(
+            ours.iter().all(|name| !known.contains(*name)),
+            "{library}: {known:?}"
+        );
     }
 }
 

@@ -60,7 +60,13 @@ fn json(text: &str) -> serde_json::Value {
 fn what_is_set_is_got_scanned_and_removed() {
     let dir = TempDir::new().unwrap();
     let dir = dir.path();
-    for (key, value) in [("b", "two"), ("a", "one"), ("b", "three"), ("ab", ""), ("\\xff", "\\x00\\t")] {
+    for (key, value) in [
+        ("b", "two"),
+        ("a", "one"),
+        ("b", "three"),
+        ("ab", ""),
+        ("\\xff", "\\x00\\t"),
+    ] {
         assert_eq!(printed(dir, &["set", "f", key, value]), "");
     }
     assert_eq!(printed(dir, &["get", "f", "b"]), "three\n");
@@ -83,12 +89,23 @@ fn a_key_that_is_not_there_is_exit_code_1_and_silence() {
     let dir = TempDir::new().unwrap();
     let dir = dir.path();
     printed(dir, &["set", "f", "a", "1"]);
-    for arguments in [&["get", "f", "b"][..], &["get", "f", "b", "--json"], &["remove", "f", "a", "b"]] {
+    for arguments in [
+        &["get", "f", "b"][..],
+        &["get", "f", "b", "--json"],
+        &["remove", "f", "a", "b"],
+    ] {
         let output = kv(dir, arguments);
         assert_eq!(output.status.code(), Some(1), "{arguments:?}");
-        assert!(output.stdout.is_empty() && output.stderr.is_empty(), "{output:?}");
+        assert!(
+            output.stdout.is_empty() && output.stderr.is_empty(),
+            "{output:?}"
+        );
     }
-    assert_eq!(printed(dir, &["scan", "f"]), "", "the one that was there is gone");
+    assert_eq!(
+        printed(dir, &["scan", "f"]),
+        "",
+        "the one that was there is gone"
+    );
 }
 
 #[test]
@@ -109,10 +126,19 @@ fn scans_have_ends_directions_and_limits() {
     printed(dir, &["set", "f", "k\\xff\\xff", "last"]);
     let keys = |options: &[&str]| {
         let arguments = [&["scan", "f", "--keys-only"], options].concat();
-        printed(dir, &arguments).split_whitespace().map(str::to_owned).collect::<Vec<_>>()
+        printed(dir, &arguments)
+            .split_whitespace()
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
     };
-    assert_eq!(keys(&["--from", "k010", "--to", "k013"]), ["k010", "k011", "k012"]);
-    assert_eq!(keys(&["--from", "k010", "--to", "k013", "--reverse"]), ["k012", "k011", "k010"]);
+    assert_eq!(
+        keys(&["--from", "k010", "--to", "k013"]),
+        ["k010", "k011", "k012"]
+    );
+    assert_eq!(
+        keys(&["--from", "k010", "--to", "k013", "--reverse"]),
+        ["k012", "k011", "k010"]
+    );
     assert_eq!(keys(&["--prefix", "k29", "--limit", "2"]), ["k290", "k291"]);
     assert_eq!(keys(&["--prefix", "k\\xff"]), ["k\\xff\\xff"]);
     assert_eq!(keys(&["--reverse", "--limit", "1"]), ["k\\xff\\xff"]);
@@ -122,25 +148,50 @@ fn scans_have_ends_directions_and_limits() {
         printed(dir, &["scan", "f", "--prefix", "k007", "--json"]),
         "{\"key\":\"k007\",\"value\":\"7\"}\n"
     );
-    assert_eq!(printed(dir, &["scan", "f", "--prefix", "k007", "--json", "--keys-only"]), "{\"key\":\"k007\"}\n");
+    assert_eq!(
+        printed(
+            dir,
+            &["scan", "f", "--prefix", "k007", "--json", "--keys-only"]
+        ),
+        "{\"key\":\"k007\"}\n"
+    );
 }
 
 #[test]
 fn what_scan_prints_load_reads_in_both_formats() {
     let dir = TempDir::new().unwrap();
     let dir = dir.path();
-    let odd = ["\\x00", "\\xff\\xfe", "größe", "a\\\\b", "tab\\there", "\"quoted\"", "line\\nfeed"];
+    let odd = [
+        "\\x00",
+        "\\xff\\xfe",
+        "größe",
+        "a\\\\b",
+        "tab\\there",
+        "\"quoted\"",
+        "line\\nfeed",
+    ];
     for (index, key) in odd.iter().enumerate() {
         printed(dir, &["set", "f", key, odd[odd.len() - 1 - index]]);
     }
     let tsv = printed(dir, &["scan", "f"]);
     let objects = printed(dir, &["scan", "f", "--json"]);
     printed_with(dir, &["load", "g", "-"], tsv.as_bytes());
-    printed_with(dir, &["load", "h", "--format", "json-lines", "--sorted"], objects.as_bytes());
+    printed_with(
+        dir,
+        &["load", "h", "--format", "json-lines", "--sorted"],
+        objects.as_bytes(),
+    );
     fs::write(dir.join("lines"), format!("\n{tsv}\n")).unwrap();
-    let report = json(&printed(dir, &["load", "f", "lines", "--tree", "other", "--json"]));
+    let report = json(&printed(
+        dir,
+        &["load", "f", "lines", "--tree", "other", "--json"],
+    ));
     assert_eq!(report["entries"], odd.len());
-    for arguments in [&["scan", "g"][..], &["scan", "h"], &["scan", "f", "--tree", "other"]] {
+    for arguments in [
+        &["scan", "g"][..],
+        &["scan", "h"],
+        &["scan", "f", "--tree", "other"],
+    ] {
         assert_eq!(printed(dir, arguments), tsv, "{arguments:?}");
     }
 }
@@ -153,11 +204,31 @@ fn wrong_input_is_named_by_file_and_line_and_nothing_is_loaded() {
     fs::write(dir.join("lines"), "b\t2\nc\t3\nno tab\n").unwrap();
     let cases: [(&[&str], &str, &str); 6] = [
         (&["load", "f", "lines"], "", "lines:3: there is no tab"),
-        (&["load", "f"], "b\t2\nc\\q\t3\n", "standard input:2: key: \\q is no escape"),
-        (&["load", "f"], "b\t2\t3\n", "standard input:1: there is a second tab"),
-        (&["load", "f", "--format", "json-lines"], "{\"key\":\"b\",\"value\":\"2\"}\n\n{}\n", "standard input:3: missing field"),
-        (&["load", "f", "--tree", "t", "--sorted"], "b\t2\nc\t3\nc\t4\n", "standard input:3: its key is not above"),
-        (&["load", "f", "--sorted"], "b\t2\n", "f: bulk load: the tree is not empty"),
+        (
+            &["load", "f"],
+            "b\t2\nc\\q\t3\n",
+            "standard input:2: key: \\q is no escape",
+        ),
+        (
+            &["load", "f"],
+            "b\t2\t3\n",
+            "standard input:1: there is a second tab",
+        ),
+        (
+            &["load", "f", "--format", "json-lines"],
+            "{\"key\":\"b\",\"value\":\"2\"}\n\n{}\n",
+            "standard input:3: missing field",
+        ),
+        (
+            &["load", "f", "--tree", "t", "--sorted"],
+            "b\t2\nc\t3\nc\t4\n",
+            "standard input:3: its key is not above",
+        ),
+        (
+            &["load", "f", "--sorted"],
+            "b\t2\n",
+            "f: bulk load: the tree is not empty",
+        ),
     ];
     for (arguments, input, expected) in cases {
         let line = complaint(dir, arguments, input.as_bytes(), 1);
@@ -167,7 +238,10 @@ fn wrong_input_is_named_by_file_and_line_and_nothing_is_loaded() {
     let long = format!("b\t2\n{}\t3\n", "k".repeat(1025));
     let line = complaint(dir, &["load", "f"], long.as_bytes(), 1);
     assert_eq!(line, "standard input:2: a key of 1025 bytes is too long");
-    assert_eq!(complaint(dir, &["load", "f", "nothing"], b"", 1), "nothing: No such file or directory (os error 2)");
+    assert_eq!(
+        complaint(dir, &["load", "f", "nothing"], b"", 1),
+        "nothing: No such file or directory (os error 2)"
+    );
 }
 
 #[test]
@@ -175,15 +249,29 @@ fn a_large_load_needs_little_memory_and_keeps_everything() {
     let dir = TempDir::new().unwrap();
     let dir = dir.path();
     let lines: String = (0..30_000_u64)
-        .map(|i| format!("{:08}\t{}\n", i * 7919 % 30_011, "v".repeat((i % 150) as usize)))
+        .map(|i| {
+            format!(
+                "{:08}\t{}\n",
+                i * 7919 % 30_011,
+                "v".repeat((i % 150) as usize)
+            )
+        })
         .collect();
     printed_with(dir, &["load", "f", "--cache", "128K"], lines.as_bytes());
     let mut sorted: Vec<&str> = lines.lines().collect();
     sorted.sort_unstable();
-    assert!(printed(dir, &["scan", "f", "--cache", "64K"]).lines().eq(sorted.iter().copied()));
+    assert!(
+        printed(dir, &["scan", "f", "--cache", "64K"])
+            .lines()
+            .eq(sorted.iter().copied())
+    );
     let mut sorted = sorted.join("\n");
     sorted.push('\n');
-    printed_with(dir, &["load", "g", "--sorted", "--cache", "128K"], sorted.as_bytes());
+    printed_with(
+        dir,
+        &["load", "g", "--sorted", "--cache", "128K"],
+        sorted.as_bytes(),
+    );
     assert_eq!(printed(dir, &["scan", "g"]), sorted);
 }
 
@@ -196,13 +284,32 @@ fn stats_and_check_tell_what_is_there() {
     printed_with(dir, &["set", "f", "long", "--tree", "second"], &[7; 10_000]);
     let stats = json(&printed(dir, &["stats", "f", "--json"]));
     let trees = stats["trees"].as_array().unwrap();
-    assert_eq!((trees.len(), &trees[0]["entries"], &trees[1]["overflow_pages"]), (2, &20_000.into(), &3.into()));
-    assert!(trees[0]["leaf_fill"].as_f64().unwrap() > 0.9, "keys that ascend fill pages: {stats}");
-    assert_eq!(stats["file_bytes"], fs::metadata(dir.join("f")).unwrap().len());
+    assert_eq!(
+        (
+            trees.len(),
+            &trees[0]["entries"],
+            &trees[1]["overflow_pages"]
+        ),
+        (2, &20_000.into(), &3.into())
+    );
+    assert!(
+        trees[0]["leaf_fill"].as_f64().unwrap() > 0.9,
+        "keys that ascend fill pages: {stats}"
+    );
+    assert_eq!(
+        stats["file_bytes"],
+        fs::metadata(dir.join("f")).unwrap().len()
+    );
     let text = printed(dir, &["stats", "f"]);
-    assert!(text.starts_with("f: ") && text.contains("entries                     20000"), "{text}");
+    assert!(
+        text.starts_with("f: ") && text.contains("entries                     20000"),
+        "{text}"
+    );
     let verdict = json(&printed(dir, &["check", "f", "--json"]));
-    assert_eq!((&verdict["entries"], &verdict["pages_lost"]), (&20_001.into(), &0.into()));
+    assert_eq!(
+        (&verdict["entries"], &verdict["pages_lost"]),
+        (&20_001.into(), &0.into())
+    );
     assert!(printed(dir, &["check", "f"]).starts_with("f: clean (20001 entries, 2 trees, "));
 }
 
@@ -218,17 +325,35 @@ fn damage_is_told_in_one_line_by_every_command() {
         page[2000] ^= 1;
     }
     fs::write(dir.join("f"), bytes).unwrap();
-    for arguments in [&["get", "f", "key000001"][..], &["scan", "f"], &["stats", "f"], &["set", "f", "a", "b"]] {
+    for arguments in [
+        &["get", "f", "key000001"][..],
+        &["scan", "f"],
+        &["stats", "f"],
+        &["set", "f", "a", "b"],
+    ] {
         let line = complaint(dir, arguments, b"", 1);
-        assert!(line.starts_with("f: page ") && line.ends_with("is damaged: its checksum does not match"), "{line}");
+        assert!(
+            line.starts_with("f: page ")
+                && line.ends_with("is damaged: its checksum does not match"),
+            "{line}"
+        );
     }
     let checked = kv(dir, &["check", "f"]);
     let stdout = String::from_utf8(checked.stdout).unwrap();
     assert_eq!((checked.status.code(), checked.stderr.len()), (Some(1), 0));
-    assert!(stdout.starts_with("f: page ") && stdout.lines().count() == 1, "{stdout}");
+    assert!(
+        stdout.starts_with("f: page ") && stdout.lines().count() == 1,
+        "{stdout}"
+    );
     let checked = kv(dir, &["check", "f", "--json"]);
     assert_eq!(checked.status.code(), Some(1));
-    assert_eq!(json(&String::from_utf8(checked.stdout).unwrap())["errors"].as_array().unwrap().len(), 1);
+    assert_eq!(
+        json(&String::from_utf8(checked.stdout).unwrap())["errors"]
+            .as_array()
+            .unwrap()
+            .len(),
+        1
+    );
 }
 
 #[test]
@@ -247,18 +372,50 @@ fn files_that_cannot_be_used_are_named_and_left_alone() {
         (&["get", "text", "a"], 1, "text: not an index file"),
         (&["set", "text", "a", "b"], 1, "text: not an index file"),
         (&["check", "text"], 1, "text: not an index file"),
-        (&["set", "d", "a", "b"], 1, "d: Is a directory (os error 21)"),
-        (&["get", "f", "a", "--tree", "t"], 1, "f: there is no tree 't' in it (there is: kv)"),
-        (&["bench", "f"], 1, "f: it exists: the file is made, and removed at the end"),
-        (&["set", "no/such/directory", "a", "b"], 1, "no/such/directory: open: No such file or directory (os error 2)"),
+        (
+            &["set", "d", "a", "b"],
+            1,
+            "d: Is a directory (os error 21)",
+        ),
+        (
+            &["get", "f", "a", "--tree", "t"],
+            1,
+            "f: there is no tree 't' in it (there is: kv)",
+        ),
+        (
+            &["bench", "f"],
+            1,
+            "f: it exists: the file is made, and removed at the end",
+        ),
+        (
+            &["set", "no/such/directory", "a", "b"],
+            1,
+            "no/such/directory: open: No such file or directory (os error 2)",
+        ),
     ];
     for (arguments, code, expected) in cases {
-        assert_eq!(complaint(dir, arguments, b"", code), expected, "{arguments:?}");
+        assert_eq!(
+            complaint(dir, arguments, b"", code),
+            expected,
+            "{arguments:?}"
+        );
     }
-    assert_eq!(complaint(dir, &["get", "f", "a\\q"], b"", 2), "KEY a\\q: \\q is no escape: a backslash is \\\\");
-    assert_eq!(complaint(dir, &["get", "f", "a", "--cache", "4K"], b"", 1), "f: unusable option: a pool needs at least 16 frames");
-    assert_eq!(fs::read(dir.join("text")).unwrap(), b"this is no index file");
-    let mut left: Vec<_> = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(
+        complaint(dir, &["get", "f", "a\\q"], b"", 2),
+        "KEY a\\q: \\q is no escape: a backslash is \\\\"
+    );
+    assert_eq!(
+        complaint(dir, &["get", "f", "a", "--cache", "4K"], b"", 1),
+        "f: unusable option: a pool needs at least 16 frames"
+    );
+    assert_eq!(
+        fs::read(dir.join("text")).unwrap(),
+        b"this is no index file"
+    );
+    let mut left: Vec<_> = fs::read_dir(dir)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
     left.sort();
     assert_eq!(left, ["d", "f", "f-journal-0", "f-journal-1", "text"]);
 }
@@ -269,9 +426,17 @@ fn a_file_in_use_is_refused_and_works_afterwards() {
     let path = dir.path();
     printed(path, &["set", "f", "a", "1"]);
     {
-        let _open = vmcache::IndexFile::open(&path.join("f"), vmcache::IndexOptions::default()).unwrap();
-        for arguments in [&["get", "f", "a"][..], &["set", "f", "a", "2"], &["check", "f"]] {
-            assert_eq!(complaint(path, arguments, b"", 1), "f: in use by another process");
+        let _open =
+            vmcache::IndexFile::open(&path.join("f"), vmcache::IndexOptions::default()).unwrap();
+        for arguments in [
+            &["get", "f", "a"][..],
+            &["set", "f", "a", "2"],
+            &["check", "f"],
+        ] {
+            assert_eq!(
+                complaint(path, arguments, b"", 1),
+                "f: in use by another process"
+            );
         }
     }
     assert_eq!(printed(path, &["get", "f", "a"]), "1\n");
@@ -283,15 +448,45 @@ fn every_load_of_bench_runs_and_cleans_up() {
     let dir = dir.path();
     for workload in ["a", "b", "c", "d", "e", "F"] {
         let arguments = [
-            "bench", "f", "--workload", workload, "--records", "5000", "--operations", "1000", "--threads", "2",
-            "--value-size", "64", "--cache", "256K", "--seed", "3", "--json",
+            "bench",
+            "f",
+            "--workload",
+            workload,
+            "--records",
+            "5000",
+            "--operations",
+            "1000",
+            "--threads",
+            "2",
+            "--value-size",
+            "64",
+            "--cache",
+            "256K",
+            "--seed",
+            "3",
+            "--json",
         ];
         let report = json(&printed(dir, &arguments));
-        assert_eq!((&report["all"]["operations"], &report["records"]), (&1000.into(), &5000.into()));
+        assert_eq!(
+            (&report["all"]["operations"], &report["records"]),
+            (&1000.into(), &5000.into())
+        );
         assert!(report["operations_per_s"].as_f64().unwrap() > 0.0);
     }
     assert_eq!(fs::read_dir(dir).unwrap().count(), 0);
-    let text = printed(dir, &["bench", "f", "--records", "100", "--operations", "50", "--durable", "--keep"]);
+    let text = printed(
+        dir,
+        &[
+            "bench",
+            "f",
+            "--records",
+            "100",
+            "--operations",
+            "50",
+            "--durable",
+            "--keep",
+        ],
+    );
     assert!(text.starts_with("f: load a: 50 operations in "), "{text}");
     assert!(printed(dir, &["check", "f"]).starts_with("f: clean (100 entries"));
 }

@@ -74,7 +74,11 @@ mod tests {
     #[test]
     fn loaded_keys_ascend_and_all_keys_differ() {
         for loaded in [1, 2, 3, 1000, 65_537] {
-            let records = Records { loaded, value_bytes: 30, seed: 7 };
+            let records = Records {
+                loaded,
+                value_bytes: 30,
+                seed: 7,
+            };
             let keys: Vec<_> = records.sorted().map(|(key, _)| key).collect();
             assert!(keys.is_sorted_by(|a, b| a < b), "{loaded}");
             let all: BTreeSet<_> = (0..2 * loaded).map(|record| records.key(record)).collect();
@@ -84,7 +88,11 @@ mod tests {
 
     #[test]
     fn values_tell_whose_they_are() {
-        let records = Records { loaded: 10, value_bytes: 21, seed: 7 };
+        let records = Records {
+            loaded: 10,
+            value_bytes: 21,
+            seed: 7,
+        };
         for (record, (_, value)) in records.sorted().enumerate() {
             assert!(records.is_value_of(record as u64, &value));
             assert!(!records.is_value_of(record as u64 + 1, &value));

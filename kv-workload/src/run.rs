@@ -37,7 +37,12 @@ pub trait Store: Sync {
     ///
     /// # Errors
     /// Of the store.
-    fn scan(&self, from: &[u8], count: usize, visit: &mut dyn FnMut(&[u8], &[u8])) -> Result<(), Problem>;
+    fn scan(
+        &self,
+        from: &[u8],
+        count: usize,
+        visit: &mut dyn FnMut(&[u8], &[u8]),
+    ) -> Result<(), Problem>;
 
     /// Makes durable what was written, where [`Store::write`] did not.
     ///
@@ -197,7 +202,9 @@ fn report(threads: &[Times], seconds: f64, inserted: u64) -> Report {
         *kinds.entry(kind).or_insert_with(histogram) += times;
         all += times;
     }
-    let kinds = kinds.iter().map(|(&kind, times)| (kind, Latency::of(times)));
+    let kinds = kinds
+        .iter()
+        .map(|(&kind, times)| (kind, Latency::of(times)));
     Report {
         seconds,
         all: Latency::of(&all),
@@ -346,7 +353,10 @@ mod tests {
         fn read(&self, key: &[u8], out: &mut Vec<u8>) -> Result<bool, Problem> {
             let entries = self.entries.lock().unwrap();
             out.clear();
-            Ok(entries.get(key).map(|value| out.extend_from_slice(value)).is_some())
+            Ok(entries
+                .get(key)
+                .map(|value| out.extend_from_slice(value))
+                .is_some())
         }
 
         fn write(&self, key: &[u8], value: &[u8]) -> Result<(), Problem> {
@@ -358,7 +368,12 @@ mod tests {
             Ok(())
         }
 
-        fn scan(&self, from: &[u8], count: usize, visit: &mut dyn FnMut(&[u8], &[u8])) -> Result<(), Problem> {
+        fn scan(
+            &self,
+            from: &[u8],
+            count: usize,
+            visit: &mut dyn FnMut(&[u8], &[u8]),
+        ) -> Result<(), Problem> {
             let entries = self.entries.lock().unwrap();
             let range = entries.range(from.to_vec()..).take(count);
             range.for_each(|(key, value)| visit(key, value));
@@ -374,7 +389,11 @@ mod tests {
     fn plan(workload: Workload, threads: usize) -> Plan {
         Plan {
             workload,
-            records: Records { loaded: 500, value_bytes: 40, seed: 1 },
+            records: Records {
+                loaded: 500,
+                value_bytes: 40,
+                seed: 1,
+            },
             inserted: 0,
             threads,
             until: Until::Operations(2001),
@@ -407,14 +426,22 @@ mod tests {
             plan.seed = seed;
             plan.inserted = run(&store, &plan).unwrap().inserted;
         }
-        assert_eq!(store.entries.lock().unwrap().len() as u64, 500 + plan.inserted);
+        assert_eq!(
+            store.entries.lock().unwrap().len() as u64,
+            500 + plan.inserted
+        );
     }
 
     #[test]
     fn a_store_that_loses_values_is_found_out() {
         let plan = plan(Workload::A, 2);
         let store = Model::new(plan.records, true);
-        assert!(run(&store, &plan).unwrap_err().to_string().contains("is not there"));
+        assert!(
+            run(&store, &plan)
+                .unwrap_err()
+                .to_string()
+                .contains("is not there")
+        );
     }
 
     #[test]

@@ -34,7 +34,8 @@ impl Zipf {
     pub(crate) fn new(count: u64) -> Zipf {
         let zeta_count = zeta(count);
         let half = 0.5_f64.powf(THETA);
-        let eta = (1.0 - (2.0 / count as f64).powf(1.0 - THETA)) / (1.0 - (1.0 + half) / zeta_count);
+        let eta =
+            (1.0 - (2.0 / count as f64).powf(1.0 - THETA)) / (1.0 - (1.0 + half) / zeta_count);
         Zipf {
             count: count as f64,
             zeta: zeta_count,

@@ -16,9 +16,8 @@
 
 use super::KEY_BYTES_MAX;
 use super::node::{
-    COUNT_AT, HEADS_AT, HEAP_START_AT, HEAP_USED_AT, LAST_CHILD_AT, LOWER_AT, NO_FENCE, Node,
-    OVERFLOW, PREFIX_LEN_AT, SLOT_BYTES, UPPER_AT, common_prefix, head_at, head_of, slots_at,
-    slots_end,
+    COUNT_AT, HEAP_START_AT, HEAP_USED_AT, LAST_CHILD_AT, LOWER_AT, NO_FENCE, Node, OVERFLOW,
+    PREFIX_LEN_AT, SLOT_BYTES, UPPER_AT, common_prefix, head_at, head_of, slots_at, slots_end,
 };
 use crate::page::{Kind, PAGE_BYTES, PageBuf, PageId};
 
@@ -261,7 +260,9 @@ fn split_leaf(full: Node<'_, PageBuf>, key: &[u8]) -> Option<Halves> {
         let middle = middle_by_bytes(full);
         let best = best_middle(full, middle, |at| between(at).len());
         let near_end = near_end(count).filter(|_| ascending);
-        let mut cuts = near_end.chain([best, middle]).filter(|&at| at > 0 && at < count);
+        let mut cuts = near_end
+            .chain([best, middle])
+            .filter(|&at| at > 0 && at < count);
         cuts.find_map(|at| halve_leaf(full, at, between(at)))
     })
 }

@@ -47,7 +47,8 @@ const COUNT_MAX: usize = (PAGE_BYTES - HEADS_AT) / ENTRY_OVERHEAD;
 /// So many heads or fewer are searched by reading them all.
 const LINEAR_MAX: usize = 16;
 
-const _: () = assert!(HEADS_AT.is_multiple_of(8) && SLOT_BYTES == 8 && slots_end(COUNT_MAX) <= PAGE_BYTES);
+const _: () =
+    assert!(HEADS_AT.is_multiple_of(8) && SLOT_BYTES == 8 && slots_end(COUNT_MAX) <= PAGE_BYTES);
 
 /// Where a node of `count` entries has its slots: behind the heads, at a multiple of 8.
 #[inline]
@@ -317,10 +318,7 @@ pub(super) fn check_image(page: &PageBuf) -> Result<(), &'static str> {
         return Err("a tree's page is not a node");
     }
     let count = usize::from(page.u16_at(COUNT_AT));
-    if count > COUNT_MAX
-        || node.heap_start() < slots_end(count)
-        || node.heap_start() > PAGE_BYTES
-    {
+    if count > COUNT_MAX || node.heap_start() < slots_end(count) || node.heap_start() > PAGE_BYTES {
         return Err("a node's slots and heap overlap");
     }
     let fence_bytes = check_fences(node)?;

@@ -32,7 +32,13 @@ pub(super) struct Args {
     operations: u64,
     /// a: half updates, b: 5 % updates, c: reads, d: reads of the latest and 5 % inserts, e: scans and
     /// 5 % inserts, f: half read-modify-writes
-    #[arg(long, value_name = "A..F", value_enum, ignore_case = true, default_value = "a")]
+    #[arg(
+        long,
+        value_name = "A..F",
+        value_enum,
+        ignore_case = true,
+        default_value = "a"
+    )]
     workload: Load,
     /// Threads
     #[arg(long, value_name = "N", default_value_t = 1,
@@ -222,7 +228,9 @@ fn show(args: &Args, load_seconds: f64, report: Report) -> Shown {
         seconds: report.seconds,
         operations_per_s: report.all.operations as f64 / report.seconds,
         all: report.all.into(),
-        kinds: kinds.map(|(kind, times)| (Kind::name(kind), times.into())).collect(),
+        kinds: kinds
+            .map(|(kind, times)| (Kind::name(kind), times.into()))
+            .collect(),
     }
 }
 
@@ -234,10 +242,20 @@ fn text(path: &Path, shown: &Shown) -> String {
         "{file}: load {load}: {operations} operations in {seconds:.3} s: {rate:.0} per second\n\
          {file}: {records} records loaded in {loading:.3} s\n"
     );
-    text.push_str(&format!("  {:<18} {:>12} {:>10} {:>10} {:>10}\n", "microseconds", "operations", "median", "99 %", "longest"));
+    text.push_str(&format!(
+        "  {:<18} {:>12} {:>10} {:>10} {:>10}\n",
+        "microseconds", "operations", "median", "99 %", "longest"
+    ));
     for (kind, times) in &shown.kinds {
-        let Times { operations, p50_us, p99_us, max_us } = times;
-        text.push_str(&format!("  {kind:<18} {operations:>12} {p50_us:>10.1} {p99_us:>10.1} {max_us:>10.1}\n"));
+        let Times {
+            operations,
+            p50_us,
+            p99_us,
+            max_us,
+        } = times;
+        text.push_str(&format!(
+            "  {kind:<18} {operations:>12} {p50_us:>10.1} {p99_us:>10.1} {max_us:>10.1}\n"
+        ));
     }
     text
 }

@@ -177,7 +177,9 @@ pub(super) fn run(args: &Args) -> CommandResult {
         output::print_json(&report)?;
     } else {
         let (file, seconds) = (target.file.display(), report.seconds);
-        output::print(&format!("{file}: {entries} entries loaded in {seconds:.1} s"));
+        output::print(&format!(
+            "{file}: {entries} entries loaded in {seconds:.1} s"
+        ));
     }
     Ok(Outcome::Fine)
 }
@@ -226,16 +228,33 @@ mod tests {
     fn lines_are_entries_in_either_format() {
         let pair = (b"a\tb".to_vec(), b"\xff\\".to_vec());
         assert_eq!(parse_tsv(b"a\\tb\t\\xff\\\\").unwrap(), pair);
-        assert_eq!(parse_json(br#"{"key": "a\\tb", "value": "\\xff\\\\"}"#).unwrap(), pair);
+        assert_eq!(
+            parse_json(br#"{"key": "a\\tb", "value": "\\xff\\\\"}"#).unwrap(),
+            pair
+        );
         assert_eq!(parse_tsv(b"\t").unwrap(), (vec![], vec![]));
     }
 
     #[test]
     fn wrong_lines_are_told_by_what_is_wrong() {
-        for (line, part) in [("ab", "no tab"), ("a\tb\tc", "second tab"), ("a\\q\tb", "key: \\q"), ("a\tb\\", "value: ")] {
-            assert!(parse_tsv(line.as_bytes()).unwrap_err().contains(part), "{line}");
+        for (line, part) in [
+            ("ab", "no tab"),
+            ("a\tb\tc", "second tab"),
+            ("a\\q\tb", "key: \\q"),
+            ("a\tb\\", "value: "),
+        ] {
+            assert!(
+                parse_tsv(line.as_bytes()).unwrap_err().contains(part),
+                "{line}"
+            );
         }
-        for line in ["{}", "{\"key\": \"a\"}", "[]", "{\"key\": \"a\", \"value\": \"b\", \"more\": 1}", "{\"key\": 1, \"value\": \"\"}"] {
+        for line in [
+            "{}",
+            "{\"key\": \"a\"}",
+            "[]",
+            "{\"key\": \"a\", \"value\": \"b\", \"more\": 1}",
+            "{\"key\": 1, \"value\": \"\"}",
+        ] {
             assert!(parse_json(line.as_bytes()).is_err(), "{line}");
         }
     }

@@ -164,13 +164,15 @@ fn failed(path: &Path, error: vmcache::Error) -> Failure {
 /// A key or value from the command line.
 fn bytes(name: &str, argument: &OsString) -> Result<Vec<u8>, Failure> {
     let text = argument.as_bytes();
-    text::unescape(text).map_err(|problem| Failure::usage(format!("{name} {}", argument.display()), problem))
+    text::unescape(text)
+        .map_err(|problem| Failure::usage(format!("{name} {}", argument.display()), problem))
 }
 
 impl Memory {
     fn options(&self) -> Result<IndexOptions, Failure> {
         let cache_bytes = usize::try_from(self.cache);
-        let cache_bytes = cache_bytes.map_err(|_| Failure::usage("--cache", "more than there can be"))?;
+        let cache_bytes =
+            cache_bytes.map_err(|_| Failure::usage("--cache", "more than there can be"))?;
         Ok(IndexOptions {
             cache_bytes,
             ..IndexOptions::default()
@@ -254,7 +256,8 @@ fn set(args: &SetArgs) -> CommandResult {
     };
     let kv = args.target.store()?;
     let set = kv.set(&key, &value).and_then(|_| kv.close());
-    set.map(|()| Outcome::Fine).map_err(|e| args.target.failed(e))
+    set.map(|()| Outcome::Fine)
+        .map_err(|e| args.target.failed(e))
 }
 
 fn get(args: &GetArgs) -> CommandResult {
@@ -272,7 +275,10 @@ fn get(args: &GetArgs) -> CommandResult {
     let value = text::escape(&value);
     if args.json {
         let key = text::escape(&key);
-        output::print_json(&Entry { key, value: Some(value) })?;
+        output::print_json(&Entry {
+            key,
+            value: Some(value),
+        })?;
     } else {
         output::print(&value);
     }

@@ -159,7 +159,13 @@ fn verdict_text(path: &Path, verdict: &Verdict) -> String {
     if let Some(error) = verdict.errors.first() {
         return format!("{file}: {error}");
     }
-    let Verdict { trees, entries, pages, pages_lost, .. } = verdict;
+    let Verdict {
+        trees,
+        entries,
+        pages,
+        pages_lost,
+        ..
+    } = verdict;
     let lost = match pages_lost {
         0 => String::new(),
         lost => format!(", {lost} pages that nothing uses"),

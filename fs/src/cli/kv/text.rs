@@ -69,7 +69,13 @@ mod tests {
     #[test]
     fn every_byte_string_comes_back_from_its_text() {
         let all: Vec<u8> = (0..=255).collect();
-        for bytes in [&b""[..], b"plain", "größe ✓".as_bytes(), b"a\tb\\n\n\r\0\x7f\xff\xc3", &all] {
+        for bytes in [
+            &b""[..],
+            b"plain",
+            "größe ✓".as_bytes(),
+            b"a\tb\\n\n\r\0\x7f\xff\xc3",
+            &all,
+        ] {
             let text = escape(bytes);
             assert!(!text.contains(['\t', '\n', '\r', '\0']), "{text:?}");
             assert_eq!(unescape(text.as_bytes()).unwrap(), bytes, "{text:?}");
