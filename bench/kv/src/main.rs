@@ -84,7 +84,9 @@ impl FromStr for Cell {
         let [workload, mode, threads] = parts[..] else {
             return Err("a cell is LOAD:MODE:THREADS".into());
         };
-        let workload = Workload::ALL.into_iter().find(|known| known.name() == workload);
+        let workload = Workload::ALL
+            .into_iter()
+            .find(|known| known.name() == workload);
         let mode = match mode {
             "durable" => Mode::Durable,
             "relaxed" => Mode::Relaxed,
@@ -130,7 +132,12 @@ impl Target {
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Load(target) => load(&target),
-        Command::Run { target, cells, seconds, warm } => run(&target, &cells, seconds, warm),
+        Command::Run {
+            target,
+            cells,
+            seconds,
+            warm,
+        } => run(&target, &cells, seconds, warm),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -176,7 +183,9 @@ fn load(target: &Target) -> Result<(), Problem> {
 }
 
 fn run(target: &Target, cells: &[Cell], seconds: f64, warm: f64) -> Result<(), Problem> {
-    let mut inserted = std::fs::read_to_string(target.inserted_at())?.trim().parse()?;
+    let mut inserted = std::fs::read_to_string(target.inserted_at())?
+        .trim()
+        .parse()?;
     for group in cells.chunk_by(|a, b| a.mode == b.mode) {
         let engine = target.open(group[0].mode)?;
         let measure = |cell: &Cell, seconds: f64, inserted: u64| {
@@ -231,7 +240,8 @@ fn warm_up(engine: &dyn Engine, target: &Target, seconds: f64) -> Result<(), Pro
 
 fn described(target: &Target, cell: &Cell, report: &Report) -> Value {
     let kinds = report.kinds.iter().map(|(kind, times)| {
-        let times = json!({"operations": times.operations, "p50_us": times.p50_us, "p99_us": times.p99_us});
+        let times =
+            json!({"operations": times.operations, "p50_us": times.p50_us, "p99_us": times.p99_us});
         (Kind::name(*kind).to_owned(), times)
     });
     json!({

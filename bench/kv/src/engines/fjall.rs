@@ -44,7 +44,12 @@ impl Store for Fjall {
         }
     }
 
-    fn scan(&self, from: &[u8], count: usize, visit: &mut dyn FnMut(&[u8], &[u8])) -> Result<(), Problem> {
+    fn scan(
+        &self,
+        from: &[u8],
+        count: usize,
+        visit: &mut dyn FnMut(&[u8], &[u8]),
+    ) -> Result<(), Problem> {
         for entry in self.entries.range(from..).take(count) {
             let (key, value) = entry.into_inner()?;
             visit(&key, &value);

@@ -50,7 +50,12 @@ impl Store for Lmdb {
         Ok(txn.commit()?)
     }
 
-    fn scan(&self, from: &[u8], count: usize, visit: &mut dyn FnMut(&[u8], &[u8])) -> Result<(), Problem> {
+    fn scan(
+        &self,
+        from: &[u8],
+        count: usize,
+        visit: &mut dyn FnMut(&[u8], &[u8]),
+    ) -> Result<(), Problem> {
         let txn = self.env.read_txn()?;
         for entry in self.entries.range(&txn, &(from..))?.take(count) {
             let (key, value) = entry?;
@@ -69,7 +74,8 @@ impl Engine for Lmdb {
         for batch in batches(records) {
             let mut txn = self.env.write_txn()?;
             for (key, value) in batch {
-                self.entries.put_with_flags(&mut txn, PutFlags::APPEND, &key, &value)?;
+                self.entries
+                    .put_with_flags(&mut txn, PutFlags::APPEND, &key, &value)?;
             }
             txn.commit()?;
         }

@@ -35,7 +35,9 @@ impl Store for Redb {
         let txn = self.database.begin_read()?;
         let found = txn.open_table(ENTRIES)?.get(key)?;
         out.clear();
-        Ok(found.map(|value| out.extend_from_slice(value.value())).is_some())
+        Ok(found
+            .map(|value| out.extend_from_slice(value.value()))
+            .is_some())
     }
 
     fn write(&self, key: &[u8], value: &[u8]) -> Result<(), Problem> {
@@ -45,7 +47,12 @@ impl Store for Redb {
         Ok(txn.commit()?)
     }
 
-    fn scan(&self, from: &[u8], count: usize, visit: &mut dyn FnMut(&[u8], &[u8])) -> Result<(), Problem> {
+    fn scan(
+        &self,
+        from: &[u8],
+        count: usize,
+        visit: &mut dyn FnMut(&[u8], &[u8]),
+    ) -> Result<(), Problem> {
         let txn = self.database.begin_read()?;
         for entry in txn.open_table(ENTRIES)?.range(from..)?.take(count) {
             let (key, value) = entry?;

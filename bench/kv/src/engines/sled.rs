@@ -12,7 +12,9 @@ pub(super) struct Sled {
 
 impl Sled {
     pub(super) fn open(dir: &Path, options: Options) -> Result<Sled, Problem> {
-        let config = Config::new().path(dir.join("sled")).cache_capacity(options.pool_bytes);
+        let config = Config::new()
+            .path(dir.join("sled"))
+            .cache_capacity(options.pool_bytes);
         Ok(Sled {
             // Flushed by `sync`, not by a thread of its own.
             entries: config.flush_every_ms(None).open()?,
@@ -36,7 +38,12 @@ impl Store for Sled {
         }
     }
 
-    fn scan(&self, from: &[u8], count: usize, visit: &mut dyn FnMut(&[u8], &[u8])) -> Result<(), Problem> {
+    fn scan(
+        &self,
+        from: &[u8],
+        count: usize,
+        visit: &mut dyn FnMut(&[u8], &[u8]),
+    ) -> Result<(), Problem> {
         for entry in self.entries.range(from..).take(count) {
             let (key, value) = entry?;
             visit(&key, &value);

@@ -37,7 +37,12 @@ impl Store for Vmcache {
         }
     }
 
-    fn scan(&self, from: &[u8], count: usize, visit: &mut dyn FnMut(&[u8], &[u8])) -> Result<(), Problem> {
+    fn scan(
+        &self,
+        from: &[u8],
+        count: usize,
+        visit: &mut dyn FnMut(&[u8], &[u8]),
+    ) -> Result<(), Problem> {
         for entry in self.kv.scan(from..).take(count) {
             let (key, value) = entry?;
             visit(&key, &value);

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
-use vmcache::{CheckReport, Error, IndexFile, PAGE_BYTES, TreeStats};
+use vmcache::{Error, IndexFile, PAGE_BYTES, TreeStats};
 
 use super::{Memory, failed, open_existing, require};
 use crate::cli::{CommandResult, Failure, Outcome, output};
