@@ -225,16 +225,17 @@ fn dependencies(manifest: &Path) -> BTreeSet<String> {
 fn every_dependency_is_listed_with_its_users_and_a_reason() {
     let root = workspace();
     let mut users: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
-    for entry in fs::read_dir(&root).expect("the workspace can be listed") {
-        let directory = entry.expect("the workspace can be listed").path();
+    let below = |directory: &Path| {
+        let entries = fs::read_dir(directory).expect("the workspace can be listed");
+        entries.map(|entry| entry.expect("the workspace can be listed").path())
+    };
+    for directory in below(&root).chain(below(&root.join("bench"))) {
         let manifest = directory.join("Cargo.toml");
         if manifest.exists() {
-            let member = directory.file_name().unwrap_or_default().to_string_lossy();
+            let member = directory.strip_prefix(&root).expect("it lies below");
             for name in dependencies(&manifest) {
-                users
-                    .entry(name)
-                    .or_default()
-                    .insert(member.clone().into_owned());
+                let member = member.to_string_lossy().into_owned();
+                users.entry(name).or_default().insert(member);
             }
         }
     }

@@ -16,7 +16,6 @@ impl Fjall {
         let memtable_bytes = options.pool_bytes / 8;
         let database = Database::builder(dir.join("fjall"))
             .cache_size(options.pool_bytes - 2 * memtable_bytes)
-            .max_write_buffer_size(Some(2 * memtable_bytes))
             .open()?;
         let entries = database.keyspace("kv", || {
             KeyspaceCreateOptions::default().max_memtable_size(memtable_bytes)

@@ -5,6 +5,7 @@ use super::{Engine, Mode, Options, batches};
 use heed::types::Bytes;
 use heed::{Database, Env, EnvFlags, EnvOpenOptions, PutFlags, WithoutTls};
 use kv_workload::{Problem, Records, Store};
+use std::ops::Bound;
 use std::path::Path;
 
 /// Address space for the file.
@@ -57,7 +58,8 @@ impl Store for Lmdb {
         visit: &mut dyn FnMut(&[u8], &[u8]),
     ) -> Result<(), Problem> {
         let txn = self.env.read_txn()?;
-        for entry in self.entries.range(&txn, &(from..))?.take(count) {
+        let bounds = (Bound::Included(from), Bound::Unbounded);
+        for entry in self.entries.range(&txn, &bounds)?.take(count) {
             let (key, value) = entry?;
             visit(key, value);
         }
