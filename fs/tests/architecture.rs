@@ -160,6 +160,38 @@ fn only_the_adapter_names_fuser() {
 }
 
 #[test]
+fn index_files_are_a_matter_of_the_command_line() {
+    let mut files = Vec::new();
+    sources(&workspace().join("fs/src"), &mut files);
+    let front_end = workspace().join("fs/src/cli/kv");
+    for name in ["vmcache::", "kv_workload::"] {
+        let (inside, outside): (Vec<&PathBuf>, Vec<&PathBuf>) = files
+            .iter()
+            .filter(|file| code(file).contains(name))
+            .partition(|file| file.starts_with(&front_end));
+        assert!(
+            !inside.is_empty() && outside.is_empty(),
+            "{name}: {outside:?}"
+        );
+    }
+    let libraries = ["vmcache", "kv-workload"];
+    for library in libraries {
+        let known = dependencies(&workspace().join(library).join("Cargo.toml"));
+        let ours = [
+            "warren-fs",
+            "zns-backend",
+            "csd-vm",
+            "vmcache",
+            "kv-workload",
+        ];
+        assert!(
+            ours.iter().all(|name| !known.contains(*name)),
+            "{library}: {known:?}"
+        );
+    }
+}
+
+#[test]
 fn devices_know_no_filesystem() {
     let mut files = Vec::new();
     sources(&workspace().join("zns-backend/src"), &mut files);
@@ -193,16 +225,17 @@ fn dependencies(manifest: &Path) -> BTreeSet<String> {
 fn every_dependency_is_listed_with_its_users_and_a_reason() {
     let root = workspace();
     let mut users: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
-    for entry in fs::read_dir(&root).expect("the workspace can be listed") {
-        let directory = entry.expect("the workspace can be listed").path();
+    let below = |directory: &Path| {
+        let entries = fs::read_dir(directory).expect("the workspace can be listed");
+        entries.map(|entry| entry.expect("the workspace can be listed").path())
+    };
+    for directory in below(&root).chain(below(&root.join("bench"))) {
         let manifest = directory.join("Cargo.toml");
         if manifest.exists() {
-            let member = directory.file_name().unwrap_or_default().to_string_lossy();
+            let member = directory.strip_prefix(&root).expect("it lies below");
             for name in dependencies(&manifest) {
-                users
-                    .entry(name)
-                    .or_default()
-                    .insert(member.clone().into_owned());
+                let member = member.to_string_lossy().into_owned();
+                users.entry(name).or_default().insert(member);
             }
         }
     }

@@ -32,6 +32,13 @@ fn every_command_and_option_is_in_the_manual() {
                 command.get_name()
             );
         }
+        for below in command.get_subcommands() {
+            let called = format!("warren {} {}", command.get_name(), below.get_name());
+            assert!(section.contains(&called), "{called}");
+            for option in options(below) {
+                assert!(section.contains(&option), "{called}: {option}");
+            }
+        }
     }
 }
 

@@ -14,8 +14,6 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-/// The tree that the entries are in.
-const TREE: &str = "kv";
 /// How long the background thread waits after a failure.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -68,6 +66,9 @@ pub struct Kv {
 }
 
 impl Kv {
+    /// The tree that the entries are in unless another one is asked for.
+    pub const TREE: &str = "kv";
+
     /// Opens the store at `path`, or creates one.
     ///
     /// # Errors
@@ -81,7 +82,16 @@ impl Kv {
     /// # Errors
     /// As [`IndexFile::tree`] and [`IndexFile::commit`].
     pub fn on(index: IndexFile) -> Result<Kv> {
-        let tree = index.tree(TREE)?;
+        Kv::on_tree(index, Kv::TREE)
+    }
+
+    /// The store in one of the trees of an index file that is already open, made if there is none of
+    /// that name. A file has one store at a time; its other trees are reached through [`Kv::index`].
+    ///
+    /// # Errors
+    /// As [`IndexFile::tree`] and [`IndexFile::commit`].
+    pub fn on_tree(index: IndexFile, name: &str) -> Result<Kv> {
+        let tree = index.tree(name)?;
         index.commit()?;
         let signal = Arc::new(Signal::default());
         let worker = {

@@ -39,7 +39,9 @@ mod storage;
 pub use btree::{INLINE_BYTES_MAX, KEY_BYTES_MAX, TreeStats, VALUE_BYTES_MAX};
 pub use commit::{Commit, CommitBatch, CommitMethod, Journal, JournalOptions};
 pub use error::{Error, Result};
-pub use index::{CheckReport, IndexFile, IndexOptions, Range, Tree, WriteBatch};
+pub use index::{
+    CheckReport, IndexFile, IndexOptions, Range, Tree, WriteBatch, is_index_file, remove_index_file,
+};
 pub use kv::Kv;
 pub use meta::{TREE_NAME_BYTES_MAX, TREES_MAX};
 pub use page::{PAGE_BYTES, PageBuf, PageId, PageRead};

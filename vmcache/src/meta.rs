@@ -29,6 +29,11 @@ pub const TREES_MAX: usize = (PAGE_BYTES - TREES_AT) / TREE_BYTES;
 /// The page.
 pub(crate) const META: PageId = PageId(0);
 
+/// Whether the beginning of a file is that of an index file of any version.
+pub(crate) fn has_magic(file: &[u8]) -> bool {
+    file.get(MAGIC_AT..MAGIC_AT + 8) == Some(&MAGIC.to_le_bytes())
+}
+
 /// What page 0 says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Meta {
@@ -113,5 +118,6 @@ mod tests {
         };
         assert_eq!(Meta::decode(&meta.encode()).unwrap(), meta);
         assert!(Meta::decode(&PageBuf::zeroed()).is_err());
+        assert!(has_magic(meta.encode().bytes()) && !has_magic(PageBuf::zeroed().bytes()));
     }
 }

@@ -96,10 +96,6 @@ impl PageBuf {
         &self.words
     }
 
-    pub(crate) fn raw_words_mut(&mut self) -> &mut [u64; PAGE_WORDS] {
-        &mut self.words
-    }
-
     pub(crate) fn set_kind(&mut self, kind: Kind, level: u8) {
         self.bytes_mut()[KIND_AT] = kind as u8;
         self.bytes_mut()[LEVEL_AT] = level;
@@ -191,25 +187,21 @@ pub trait PageRead {
     #[inline]
     fn u64_unaligned(&self, at: usize) -> u64 {
         let shift = at % 8 * 8;
-        let low = self.word(at / 8) >> shift;
-        if shift == 0 {
-            low
-        } else {
-            low | self.word(at / 8 + 1) << (64 - shift)
-        }
+        // In two steps, as a shift by the width of the word is none.
+        self.word(at / 8) >> shift | self.word(at / 8 + 1) << 1 << (63 - shift)
     }
 
     /// Appends `len` bytes from `at` to `out`; at most a page.
     #[inline]
     fn append_to(&self, at: usize, len: usize, out: &mut Vec<u8>) {
         let len = len.min(PAGE_BYTES);
-        let end = at + len;
-        out.reserve(len + 8);
-        let target = out.len() + len;
-        for from in (at..end).step_by(8) {
-            out.extend_from_slice(&self.u64_unaligned(from).to_le_bytes());
+        let start = out.len();
+        out.resize(start + len.next_multiple_of(8), 0);
+        let chunks = out[start..].chunks_exact_mut(8);
+        for (index, chunk) in chunks.enumerate() {
+            chunk.copy_from_slice(&self.u64_unaligned(at + index * 8).to_le_bytes());
         }
-        out.truncate(target);
+        out.truncate(start + len);
     }
 
     /// Compares the `len` bytes from `at` with `other` as byte strings.
@@ -249,11 +241,9 @@ pub trait PageRead {
     /// A private copy of the page.
     #[inline]
     fn to_buf(&self) -> PageBuf {
-        let mut copy = PageBuf::zeroed();
-        for (index, word) in copy.raw_words_mut().iter_mut().enumerate() {
-            *word = self.word(index).to_le();
+        PageBuf {
+            words: std::array::from_fn(|index| self.word(index).to_le()),
         }
-        copy
     }
 }
 

@@ -53,15 +53,18 @@ impl Reader {
         assert_eq!(page[4], 3);
         let lower = usize::from(u16_at(page, 24));
         let prefix = &page[lower..lower + usize::from(u16_at(page, 22))];
-        for slot in (0..usize::from(u16_at(page, 16))).map(|index| 40 + 12 * index) {
-            let at = usize::from(u16_at(page, slot + 4));
-            let rest = &page[at..at + usize::from(u16_at(page, slot + 6))];
-            let value = &page[at + rest.len()..][..usize::from(u16_at(page, slot + 8))];
+        let count = usize::from(u16_at(page, 16));
+        let slots = 40 + (4 * count).next_multiple_of(8);
+        for index in 0..count {
+            let slot = slots + 8 * index;
+            let at = usize::from(u16_at(page, slot));
+            let rest = &page[at..at + usize::from(u16_at(page, slot + 2))];
+            let value = &page[at + rest.len()..][..usize::from(u16_at(page, slot + 4))];
             let mut head = [0; 4];
             let len = rest.len().min(4);
             head[..len].copy_from_slice(&rest[..len]);
-            assert_eq!(u32_at(page, slot), u32::from_be_bytes(head));
-            match (page[5], u16_at(page, slot + 10)) {
+            assert_eq!(u32_at(page, 40 + 4 * index), u32::from_be_bytes(head));
+            match (page[5], u16_at(page, slot + 6)) {
                 (0, 0) => _ = out.insert([prefix, rest].concat(), value.to_vec()),
                 (0, 1) => _ = out.insert([prefix, rest].concat(), self.long(value)),
                 _ => self.node(u64_at(value, 0), out),
@@ -144,7 +147,7 @@ fn a_reader_written_from_the_document_finds_everything() {
     }
     for said in [
         "24  4  version 1",
-        "40 12  slots",
+        "40  4  heads",
         "page 32640 g + 1",
         "first page 8, length 4, stamp 8",
     ] {

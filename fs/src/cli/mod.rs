@@ -1,7 +1,7 @@
 //! The `warren` command: arguments in, reports and exit codes out.
 //!
-//! Exit codes: 0 when all is well, 1 when the work failed or a check found errors, 2 when the
-//! arguments make no sense. An error is one line on standard error: `warren: SUBJECT: problem`.
+//! Exit codes: 0 when all is well, 1 when the work failed, a check found errors or a key is not there, 2
+//! when the arguments make no sense. An error is one line on standard error: `warren: SUBJECT: problem`.
 
 mod control;
 mod daemon;
@@ -10,6 +10,7 @@ mod fsck;
 mod helper;
 mod info;
 mod kernel;
+mod kv;
 mod mkfs;
 mod mount;
 mod output;
@@ -58,6 +59,7 @@ enum Command {
     Stats(stats::Args),
     Scrub(scrub::Args),
     Kernel(kernel::Args),
+    Kv(kv::Args),
 }
 
 /// Why a command failed: which input, and what is wrong with it.
@@ -108,6 +110,8 @@ enum Outcome {
     Fine,
     /// A check found errors, and has reported them.
     Damage,
+    /// What was asked for is not there, which is an answer.
+    Absent,
 }
 
 type CommandResult = Result<Outcome, Failure>;
@@ -123,7 +127,7 @@ pub fn run(arguments: Vec<OsString>) -> ExitCode {
     };
     match result {
         Ok(Outcome::Fine) => ExitCode::SUCCESS,
-        Ok(Outcome::Damage) => ExitCode::from(1),
+        Ok(Outcome::Damage | Outcome::Absent) => ExitCode::from(1),
         Err(failure) => {
             eprintln!("warren: {failure}");
             failure.exit_code()
@@ -145,6 +149,7 @@ fn dispatch(command: Command) -> CommandResult {
         Command::Stats(args) => stats::run(&args),
         Command::Scrub(args) => scrub::run(&args),
         Command::Kernel(args) => kernel::run(&args),
+        Command::Kv(args) => kv::run(&args),
     }
 }
 

@@ -65,15 +65,29 @@ pub(super) struct Bar(ProgressBar);
 impl Bar {
     /// A bar with a label.
     pub(super) fn new(label: &'static str) -> Bar {
+        Bar::with(label, "{msg} {wide_bar} {percent:>3} % {eta:>4}")
+    }
+
+    /// A counter with a label, for work of unknown length.
+    pub(super) fn counter(label: &'static str) -> Bar {
+        Bar::with(label, "{msg} {spinner} {human_pos} ({per_sec})")
+    }
+
+    fn with(label: &'static str, template: &'static str) -> Bar {
         let bar = if std::io::stderr().is_terminal() {
             ProgressBar::new(0)
         } else {
             ProgressBar::hidden()
         };
-        let style = ProgressStyle::with_template("{msg} {wide_bar} {percent:>3} % {eta:>4}");
+        let style = ProgressStyle::with_template(template);
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
         bar.set_message(label);
         Bar(bar)
+    }
+
+    /// Shows how much is done.
+    pub(super) fn count(&self, done: u64) {
+        self.0.set_position(done);
     }
 
     /// Shows how much of how much is done.

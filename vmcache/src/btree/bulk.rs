@@ -7,7 +7,7 @@
 use super::descend::{To, latch};
 use super::edit::{NodeBuf, Stored, separator};
 use super::insert::NewValue;
-use super::node::{Node, SLOT_BYTES, SLOTS_AT, common_prefix};
+use super::node::{ENTRY_OVERHEAD, HEADS_AT, Node, common_prefix};
 use super::overflow;
 use super::{BTree, Reference, Stop, retry};
 use crate::error::{Error, Result};
@@ -46,13 +46,13 @@ impl Level {
     /// Whether the items, and one with `key` after them, may overfill a node.
     fn is_full(&self, key: &[u8], value_len: usize) -> bool {
         let prefix = common_prefix(&self.lower, key);
-        let next = SLOT_BYTES + key.len() + value_len;
+        let next = ENTRY_OVERHEAD + key.len() + value_len;
         let fences = self.lower.len() + key.len();
-        self.bytes + next - prefix * (self.items.len() + 1) + fences + SLOTS_AT > FILL_BYTES
+        self.bytes + next - prefix * (self.items.len() + 1) + fences + HEADS_AT > FILL_BYTES
     }
 
     fn push(&mut self, item: Item) {
-        self.bytes += SLOT_BYTES + item.key.len() + item.value.len();
+        self.bytes += ENTRY_OVERHEAD + item.key.len() + item.value.len();
         self.items.push(item);
     }
 
@@ -105,7 +105,7 @@ impl Level {
         let cut: usize = self
             .items
             .drain(..count)
-            .map(|item| SLOT_BYTES + item.key.len() + item.value.len())
+            .map(|item| ENTRY_OVERHEAD + item.key.len() + item.value.len())
             .sum();
         self.bytes -= cut;
         self.lower = fence.clone().unwrap_or_default();

@@ -78,7 +78,7 @@ impl Checker<'_> {
         if node.lower() != lower || node.upper().as_deref() != upper {
             return fail("its fences are not the separators of its parent");
         }
-        if node.prefix_len() != upper.map_or(0, |upper| node::common_prefix(lower, upper)) {
+        if upper.is_some_and(|upper| node.prefix_len() != node::common_prefix(lower, upper)) {
             return fail("its prefix is not what its fences have in common");
         }
         let keys: Vec<_> = (0..node.count()).map(|index| node.key(index)).collect();

@@ -3,21 +3,27 @@
 //! Entries are appended to the heap, which grows downwards; removing one leaves a hole, and the node is
 //! rebuilt without holes when an entry would fit otherwise. Splitting and merging build new images.
 //!
+//! A node without an upper fence has the prefix that its lower fence shares with its keys: the first key
+//! chooses it, and one that lacks it has the node rebuilt with a shorter one.
+//!
 //! Why a split between two entries always fits: the separator is at most one byte longer than what its
 //! neighbours share, so not longer than the fence it replaces (which has the prefix) and the neighbour
-//! that leaves the node (which has the rest) together; and a longer prefix only shortens entries. Only a
-//! split at the end, made for ascending insertion, adds a fence and removes nothing, and is checked.
+//! that leaves the node (which has the rest) together; and a longer prefix only shortens entries. Where
+//! there was no upper fence to replace, the left half gets one of at most 1 KiB more, and has with it, a
+//! lower fence of as much, and half of the entries' bytes, still less than a page. That is why the middle
+//! by bytes is tried last. Only a split at the end, made for ascending insertion, may not fit at all; then
+//! the last entries go to the right as well.
 
 use super::KEY_BYTES_MAX;
 use super::node::{
     COUNT_AT, HEAP_START_AT, HEAP_USED_AT, LAST_CHILD_AT, LOWER_AT, NO_FENCE, Node, OVERFLOW,
-    PREFIX_LEN_AT, SLOT_BYTES, SLOTS_AT, UPPER_AT, common_prefix, head_of,
+    PREFIX_LEN_AT, SLOT_BYTES, UPPER_AT, common_prefix, head_at, head_of, slots_at, slots_end,
 };
 use crate::page::{Kind, PAGE_BYTES, PageBuf, PageId};
 
 /// Bytes of key and inline value that one entry may have: with them a node of two fences of the greatest
 /// length still takes one entry.
-pub(super) const ENTRY_BYTES_MAX: usize = PAGE_BYTES - SLOTS_AT - SLOT_BYTES - 2 * KEY_BYTES_MAX;
+pub(super) const ENTRY_BYTES_MAX: usize = PAGE_BYTES - slots_end(1) - 2 * KEY_BYTES_MAX;
 
 /// The value of an entry as a slot keeps it.
 #[derive(Clone, Copy, Debug)]
@@ -96,18 +102,22 @@ impl NodeBuf {
         start as u16
     }
 
-    /// Whether an entry with a key of this length fits, holes included.
-    fn fits(&self, key_len: usize, value_len: usize) -> bool {
-        let rest = key_len.saturating_sub(self.node().prefix_len());
-        self.node().used() + SLOT_BYTES + rest + value_len <= PAGE_BYTES
-    }
-
     /// Inserts an entry before slot `index`, where its key belongs; false when there is no room.
     pub(super) fn insert(&mut self, index: usize, key: &[u8], value: Stored<'_>) -> bool {
-        if !self.fits(key.len(), value.bytes.len()) {
+        let (node, count) = (self.node(), self.node().count());
+        let had = node.prefix_len();
+        let prefix = match node.is_bounded() || count > 0 && node.has_prefix(key) {
+            true => had,
+            false => common_prefix(&node.lower(), key),
+        };
+        let rest = key.get(prefix..).unwrap_or_default();
+        let growth = had.saturating_sub(prefix) * count + rest.len() + value.bytes.len();
+        if slots_end(count + 1) + node.heap_used() + growth > PAGE_BYTES {
             return false;
         }
-        let rest = key.get(self.node().prefix_len()..).unwrap_or_default();
+        if prefix != had {
+            self.rebuild(prefix);
+        }
         self.insert_rest(index, rest, value);
         true
     }
@@ -115,32 +125,36 @@ impl NodeBuf {
     /// Inserts an entry that fits, given its key after the prefix.
     fn insert_rest(&mut self, index: usize, rest: &[u8], value: Stored<'_>) {
         let count = self.node().count();
-        let slots_end = SLOTS_AT + (count + 1) * SLOT_BYTES;
-        if self.node().heap_start() < slots_end + rest.len() + value.bytes.len() {
-            self.compact();
+        if self.node().heap_start() < slots_end(count + 1) + rest.len() + value.bytes.len() {
+            self.rebuild(self.node().prefix_len());
         }
         let at = self.push_heap(&[rest, value.bytes]);
-        let slot = SLOTS_AT + index * SLOT_BYTES;
+        let (old, new) = (slots_at(count), slots_at(count + 1));
+        let (bytes, before) = (self.image.bytes_mut(), index * SLOT_BYTES);
+        bytes.copy_within(old + before..slots_end(count), new + before + SLOT_BYTES);
+        bytes.copy_within(old..old + before, new);
+        bytes.copy_within(head_at(index)..head_at(count), head_at(index + 1));
+        bytes[head_at(count + 1)..new].fill(0);
+        self.image.put_u32(head_at(index), head_of(rest));
+        let slot = new + before;
+        self.image.put_u16(slot, at);
+        self.image.put_u16(slot + 2, rest.len() as u16);
+        self.image.put_u16(slot + 4, value.bytes.len() as u16);
         self.image
-            .bytes_mut()
-            .copy_within(slot..SLOTS_AT + count * SLOT_BYTES, slot + SLOT_BYTES);
-        self.image.put_u32(slot, head_of(rest));
-        self.image.put_u16(slot + 4, at);
-        self.image.put_u16(slot + 6, rest.len() as u16);
-        self.image.put_u16(slot + 8, value.bytes.len() as u16);
-        self.image
-            .put_u16(slot + 10, if value.overflow { OVERFLOW } else { 0 });
+            .put_u16(slot + 6, if value.overflow { OVERFLOW } else { 0 });
         self.image.put_u16(COUNT_AT, (count + 1) as u16);
     }
 
     /// Removes the entry at `index`.
     pub(super) fn remove(&mut self, index: usize) {
         let count = self.node().count();
-        let freed = self.node().entry_bytes(index) - SLOT_BYTES;
-        let slot = SLOTS_AT + index * SLOT_BYTES;
-        self.image
-            .bytes_mut()
-            .copy_within(slot + SLOT_BYTES..SLOTS_AT + count * SLOT_BYTES, slot);
+        let freed = self.node().rest_len(index) + self.node().value_len(index);
+        let (old, new) = (slots_at(count), slots_at(count - 1));
+        let (bytes, before) = (self.image.bytes_mut(), index * SLOT_BYTES);
+        bytes.copy_within(head_at(index + 1)..head_at(count), head_at(index));
+        bytes[head_at(count - 1)..old].fill(0);
+        bytes.copy_within(old..old + before, new);
+        bytes.copy_within(old + before + SLOT_BYTES..slots_end(count), new + before);
         self.image.put_u16(COUNT_AT, (count - 1) as u16);
         let used = self.node().heap_used() - freed;
         self.image.put_u16(HEAP_USED_AT, used as u16);
@@ -150,10 +164,11 @@ impl NodeBuf {
     pub(super) fn replace(&mut self, index: usize, value: Stored<'_>) -> bool {
         let node = self.node();
         if node.value_len(index) == value.bytes.len() {
-            let (at, slot) = (node.value_at(index), SLOTS_AT + index * SLOT_BYTES);
+            let slot = slots_at(node.count()) + index * SLOT_BYTES;
+            let at = node.value_at(index);
             self.image.bytes_mut()[at..at + value.bytes.len()].copy_from_slice(value.bytes);
             self.image
-                .put_u16(slot + 10, if value.overflow { OVERFLOW } else { 0 });
+                .put_u16(slot + 6, if value.overflow { OVERFLOW } else { 0 });
             return true;
         }
         if node.used() - node.value_len(index) + value.bytes.len() > PAGE_BYTES {
@@ -182,23 +197,20 @@ impl NodeBuf {
         })
     }
 
-    /// Rebuilds the node without holes.
-    fn compact(&mut self) {
+    /// Rebuilds the node without holes; one without an upper fence with a prefix of this length, which
+    /// all of its keys have.
+    fn rebuild(&mut self, prefix: usize) {
         let old = self.node();
         let mut new = NodeBuf::new(old.0.bytes()[5], &old.lower(), old.upper().as_deref());
+        new.image.put_u16(PREFIX_LEN_AT, prefix as u16);
         new.image.put_u64(LAST_CHILD_AT, old.child(old.count()).0);
         for index in 0..old.count() {
-            let mut rest = Vec::new();
-            old.append_rest(index, &mut rest);
-            let value = old.value(index);
-            new.insert_rest(
-                index,
-                &rest,
-                Stored {
-                    bytes: &value,
-                    overflow: old.is_overflow(index),
-                },
-            );
+            let (key, value) = (old.key(index), old.value(index));
+            let stored = Stored {
+                bytes: &value,
+                overflow: old.is_overflow(index),
+            };
+            new.insert_rest(index, key.get(prefix..).unwrap_or_default(), stored);
         }
         *self = new;
     }
@@ -234,26 +246,30 @@ pub(super) fn split_before(leaf: Node<'_, PageBuf>, at: usize) -> Option<Halves>
 
 fn split_leaf(full: Node<'_, PageBuf>, key: &[u8]) -> Option<Halves> {
     let count = full.count();
-    let at = full.search(key).unwrap_or_else(|index| index);
-    let ends = at == count && count > 0;
-    if ends && let Some(halves) = halve_leaf(full, count, separator(&full.key(count - 1), key)) {
-        return Some(halves);
-    }
+    let between = |at: usize| separator(&full.key(at - 1), &full.key(at));
     match count {
-        0 => None,
-        1 => halve_leaf(full, 0, separator(key, &full.key(0))),
-        _ => {
-            let middle = best_middle(full, |index| {
-                let (left, right) = (full.key(index - 1), full.key(index));
-                common_prefix(&left, &right) + 1
-            });
-            halve_leaf(
-                full,
-                middle,
-                separator(&full.key(middle - 1), &full.key(middle)),
-            )
+        0 => return None,
+        1 if full.key(0).as_slice() > key => {
+            return halve_leaf(full, 0, separator(key, &full.key(0)));
         }
+        _ => {}
     }
+    let ascending = full.search(key) == Err(count);
+    let end = ascending.then(|| halve_leaf(full, count, separator(&full.key(count - 1), key)));
+    end.flatten().or_else(|| {
+        let middle = middle_by_bytes(full);
+        let best = best_middle(full, middle, |at| between(at).len());
+        let near_end = near_end(count).filter(|_| ascending);
+        let mut cuts = near_end
+            .chain([best, middle])
+            .filter(|&at| at > 0 && at < count);
+        cuts.find_map(|at| halve_leaf(full, at, between(at)))
+    })
+}
+
+/// Where to cut for ascending insertion, best first, if not behind the last entry.
+fn near_end(count: usize) -> impl Iterator<Item = usize> {
+    (count / 2 + 1..count).rev()
 }
 
 /// The first `at` entries left, the others right; none when they do not fit.
@@ -270,20 +286,25 @@ fn halve_leaf(full: Node<'_, PageBuf>, at: usize, separator: Vec<u8>) -> Option<
 
 fn split_inner(full: Node<'_, PageBuf>, key: &[u8]) -> Option<Halves> {
     let count = full.count();
-    let middle = match count {
-        0 => return None,
-        1 => 0,
-        // Ascending insertion: leave the left node full.
-        _ if full.child_index(key) == count => count - 1,
-        _ => best_middle(full, |index| full.prefix_len() + full.rest_len(index)),
-    };
-    let separator = full.key(middle);
+    if count < 2 {
+        return (count == 1).then(|| halve_inner(full, 0)).flatten();
+    }
+    let ascending = full.child_index(key) == count;
+    let middle = middle_by_bytes(full);
+    let best = best_middle(full, middle, |at| full.prefix_len() + full.rest_len(at));
+    let mut cuts = near_end(count).filter(|_| ascending).chain([best, middle]);
+    cuts.find_map(|at| halve_inner(full, at))
+}
+
+/// The entries before `at` left, those behind it right; none when they do not fit.
+fn halve_inner(full: Node<'_, PageBuf>, at: usize) -> Option<Halves> {
+    let separator = full.key(at);
     let level = full.0.bytes()[5];
     let mut left = NodeBuf::new(level, &full.lower(), Some(&separator));
     let mut right = NodeBuf::new(level, &separator, full.upper().as_deref());
-    left.set_last_child(full.child(middle));
-    right.set_last_child(full.child(count));
-    let fits = left.append_from(full, 0..middle) && right.append_from(full, middle + 1..count);
+    left.set_last_child(full.child(at));
+    right.set_last_child(full.child(full.count()));
+    let fits = left.append_from(full, 0..at) && right.append_from(full, at + 1..full.count());
     fits.then_some(Halves {
         left,
         separator,
@@ -291,23 +312,26 @@ fn split_inner(full: Node<'_, PageBuf>, key: &[u8]) -> Option<Halves> {
     })
 }
 
-/// The split point, from 1, near the middle by bytes, whose separator is shortest.
-fn best_middle(full: Node<'_, PageBuf>, separator_len: impl Fn(usize) -> usize) -> usize {
-    let count = full.count();
-    let half = (0..count)
-        .map(|index| full.entry_bytes(index))
-        .sum::<usize>()
-        / 2;
+/// The entry, from 1, before which lies about half of the bytes and never more, unless it is one entry.
+fn middle_by_bytes(full: Node<'_, PageBuf>) -> usize {
+    let half = full.payload() / 2;
     let mut sum = 0;
-    let middle = (0..count)
-        .find(|&index| {
-            sum += full.entry_bytes(index);
-            sum > half
-        })
-        .unwrap_or(0)
-        .clamp(1, count - 1);
-    let window = count / 16;
-    let candidates = middle.saturating_sub(window).max(1)..=(middle + window).min(count - 1);
+    let middle = (0..full.count()).find(|&index| {
+        sum += full.entry_bytes(index);
+        sum > half
+    });
+    middle.unwrap_or(0).max(1)
+}
+
+/// The split point near the middle whose separator is shortest.
+fn best_middle(
+    full: Node<'_, PageBuf>,
+    middle: usize,
+    separator_len: impl Fn(usize) -> usize,
+) -> usize {
+    let window = full.count() / 16;
+    let last = (middle + window).min(full.count() - 1);
+    let candidates = middle.saturating_sub(window).max(1)..=last;
     candidates
         .min_by_key(|&index| (separator_len(index), index.abs_diff(middle)))
         .unwrap_or(middle)

@@ -137,6 +137,16 @@ impl BTree {
         let leaf = self.descend(space, &To::Covering(key))?.node;
         let found = leaf.read(|view| Node(view).search(key))?;
         let mut page = latch(leaf).inspect_err(|_| *waited = true)?;
+        if let Ok(slot) = found
+            && let Some(at) = place_of_same(Node(&page.view()), slot, value)
+        {
+            page.put(at, value.bytes);
+            return Ok(Inserted {
+                former: Some(Former { overflow: None }),
+                leaf: leaf.page(),
+                slot,
+            });
+        }
         let mut node = NodeBuf::from_image(page.view().to_buf());
         if !node.node().covers(key) {
             return Err(damaged(leaf.page())(
@@ -197,6 +207,12 @@ impl BTree {
         taken.linked();
         Ok(())
     }
+}
+
+/// Where the value of an entry is, if the new one can just be put over it.
+fn place_of_same<P: PageRead>(node: Node<'_, P>, slot: usize, value: Stored<'_>) -> Option<usize> {
+    let same = node.value_len(slot) == value.bytes.len();
+    (same && !value.overflow && !node.is_overflow(slot)).then(|| node.value_at(slot))
 }
 
 /// Moves the root's contents to two new children.

@@ -40,7 +40,7 @@ use edit::{ENTRY_BYTES_MAX, NodeBuf};
 
 /// Longest key.
 pub const KEY_BYTES_MAX: usize = 1024;
-/// Longest value that is kept next to its key; less when the key is longer than 972 bytes.
+/// Longest value that is kept next to its key; less when the key is longer than 968 bytes.
 pub const INLINE_BYTES_MAX: usize = PAGE_BYTES / 4;
 /// Longest value.
 pub const VALUE_BYTES_MAX: usize = 1 << 30;

@@ -3,16 +3,21 @@
 //! ```text
 //!  16 count  18 heap start  20 heap bytes in use  22 prefix length      (u16 each)
 //!  24 lower fence (offset, length)   28 upper fence (offset, length or 0xffff: none)
-//!  32 last child (inner nodes)       40 slots ..→   free   ←.. heap
-//!  slot: head u32 | offset u16 | key length u16 | value length u16 | flags u16
+//!  32 last child (inner nodes)       40 heads, slots ..→   free   ←.. heap
+//!  head: u32, padded to 8 bytes behind the last   slot: offset u16 | key length u16 | value length u16 | flags u16
 //! ```
 //!
 //! A node covers the keys from its lower fence (inclusive; empty: from the first key) to its upper fence
 //! (exclusive; none: to the last key). What the fences have in common all its keys have in common too;
-//! this prefix is kept once, in the fence, and slots keep the rest (prefix truncation, Graefe §3). The
-//! head is the first four bytes of the rest as a number, zero padded, and decides most comparisons
-//! without touching the heap. In an inner node the value of slot i is the child for keys below key i and
-//! not below key i-1; keys not below any go to the last child.
+//! this prefix is kept once, in the lower fence, and slots keep the rest (prefix truncation, Graefe §3). A
+//! node without an upper fence, the last of its level, has the prefix that its lower fence and its keys
+//! happen to have in common, and is the only kind in which a search may be for a key without the prefix.
+//! So ascending keys, which all arrive there, fill pages as they fill the others.
+//!
+//! The head is the first four bytes of the rest as a number, zero padded. The heads lie together, so that
+//! a search reads a few neighbouring cache lines and then, mostly, one slot and one key. In an inner node
+//! the value of slot i is the child for keys below key i and not below key i-1; keys not below any go to
+//! the last child.
 //!
 //! The functions here run on memory that changes meanwhile, so they are total and bounded: they may
 //! return nonsense then, which the reader's latch does not validate. For an image that comes from the
@@ -29,13 +34,38 @@ pub(super) const PREFIX_LEN_AT: usize = 22;
 pub(super) const LOWER_AT: usize = 24;
 pub(super) const UPPER_AT: usize = 28;
 pub(super) const LAST_CHILD_AT: usize = 32;
-pub(super) const SLOTS_AT: usize = 40;
-pub(super) const SLOT_BYTES: usize = 12;
+pub(super) const HEADS_AT: usize = 40;
+const HEAD_BYTES: usize = 4;
+pub(super) const SLOT_BYTES: usize = 8;
+/// Bytes of an entry beside its key and value.
+pub(super) const ENTRY_OVERHEAD: usize = HEAD_BYTES + SLOT_BYTES;
 /// The length of an upper fence that is not there.
 pub(super) const NO_FENCE: u16 = u16::MAX;
 /// Flag of a slot whose value is a reference to overflow pages.
 pub(super) const OVERFLOW: u16 = 1;
-const SLOTS_MAX: usize = (PAGE_BYTES - SLOTS_AT) / SLOT_BYTES;
+const COUNT_MAX: usize = (PAGE_BYTES - HEADS_AT) / ENTRY_OVERHEAD;
+/// So many heads or fewer are searched by reading them all.
+const LINEAR_MAX: usize = 16;
+
+const _: () =
+    assert!(HEADS_AT.is_multiple_of(8) && SLOT_BYTES == 8 && slots_end(COUNT_MAX) <= PAGE_BYTES);
+
+/// Where a node of `count` entries has its slots: behind the heads, at a multiple of 8.
+#[inline]
+pub(super) const fn slots_at(count: usize) -> usize {
+    HEADS_AT + (count * HEAD_BYTES).next_multiple_of(8)
+}
+
+/// Where the slots end.
+pub(super) const fn slots_end(count: usize) -> usize {
+    slots_at(count) + count * SLOT_BYTES
+}
+
+/// Where the head of an entry is.
+#[inline]
+pub(super) const fn head_at(index: usize) -> usize {
+    HEADS_AT + index * HEAD_BYTES
+}
 
 /// A node for reading.
 pub(super) struct Node<'a, P>(pub(super) &'a P);
@@ -77,7 +107,7 @@ impl<P: PageRead> Node<'_, P> {
 
     #[inline]
     pub(super) fn count(&self) -> usize {
-        self.field(COUNT_AT).min(SLOTS_MAX)
+        self.field(COUNT_AT).min(COUNT_MAX)
     }
 
     pub(super) fn is_leaf(&self) -> bool {
@@ -97,45 +127,50 @@ impl<P: PageRead> Node<'_, P> {
         self.field(HEAP_USED_AT)
     }
 
-    fn slot(&self, index: usize) -> usize {
-        SLOTS_AT + index * SLOT_BYTES
-    }
-
     #[inline]
     fn head(&self, index: usize) -> u32 {
-        self.0.u32_at(self.slot(index))
+        self.0.u32_at(head_at(index))
+    }
+
+    /// The slot of an entry: offset, key length, value length and flags, from the lowest bits on.
+    #[inline]
+    fn slot(&self, index: usize) -> u64 {
+        self.0.u64_at(slots_at(self.count()) + index * SLOT_BYTES)
     }
 
     #[inline]
     pub(super) fn key_at(&self, index: usize) -> usize {
-        self.field(self.slot(index) + 4)
+        usize::from(self.slot(index) as u16)
     }
 
     #[inline]
     pub(super) fn rest_len(&self, index: usize) -> usize {
-        self.field(self.slot(index) + 6)
+        usize::from((self.slot(index) >> 16) as u16)
     }
 
+    #[inline]
     pub(super) fn value_len(&self, index: usize) -> usize {
-        self.field(self.slot(index) + 8)
+        usize::from((self.slot(index) >> 32) as u16)
     }
 
+    #[inline]
     pub(super) fn is_overflow(&self, index: usize) -> bool {
-        self.0.u16_at(self.slot(index) + 10) & OVERFLOW != 0
+        (self.slot(index) >> 48) as u16 & OVERFLOW != 0
     }
 
+    #[inline]
     pub(super) fn value_at(&self, index: usize) -> usize {
         self.key_at(index) + self.rest_len(index)
     }
 
-    /// Bytes of heap and slot that the entry takes.
+    /// Bytes that the entry takes, up to padding.
     pub(super) fn entry_bytes(&self, index: usize) -> usize {
-        SLOT_BYTES + self.rest_len(index) + self.value_len(index)
+        ENTRY_OVERHEAD + self.rest_len(index) + self.value_len(index)
     }
 
     /// Bytes in use, with the header.
     pub(super) fn used(&self) -> usize {
-        SLOTS_AT + self.count() * SLOT_BYTES + self.heap_used()
+        slots_end(self.count()) + self.heap_used()
     }
 
     /// Bytes in use by entries alone.
@@ -143,21 +178,61 @@ impl<P: PageRead> Node<'_, P> {
         (0..self.count()).map(|index| self.entry_bytes(index)).sum()
     }
 
+    /// Whether the node has an upper fence.
+    #[inline]
+    pub(super) fn is_bounded(&self) -> bool {
+        self.0.u16_at(UPPER_AT + 2) != NO_FENCE
+    }
+
+    /// Whether `key` begins with the prefix that all keys of the node have.
+    #[inline]
+    pub(super) fn has_prefix(&self, key: &[u8]) -> bool {
+        let len = self.prefix_len();
+        let own = key.get(..len);
+        own.is_some_and(|own| self.0.compare(self.field(LOWER_AT), len, own).is_eq())
+    }
+
+    /// The first entry, up to `count`, whose head is not below `head`.
+    #[inline]
+    fn first_from(&self, head: u32, count: usize) -> usize {
+        let (mut low, mut len) = (0, count);
+        while len > LINEAR_MAX {
+            let half = len / 2;
+            // Chosen without a branch, which would be guessed wrong every other time.
+            low = match self.head(low + half - 1) < head {
+                true => low + half,
+                false => low,
+            };
+            len -= half;
+        }
+        let below = (low..low + len).map(|index| usize::from(self.head(index) < head));
+        low + below.sum::<usize>()
+    }
+
     /// Finds `key`, which lies between the node's fences.
     #[inline]
     pub(super) fn search(&self, key: &[u8]) -> Found {
+        let count = self.count();
+        if !self.is_bounded() && !self.has_prefix(key) {
+            // Not below the lower fence and without its beginning: above all that has it.
+            return Err(count);
+        }
         let rest = key.get(self.prefix_len()..).unwrap_or_default();
         let head = head_of(rest);
-        let (mut low, mut high) = (0, self.count());
+        let mut low = self.first_from(head, count);
+        if low == count || self.head(low) != head {
+            return Err(low);
+        }
+        let mut high = low + 1;
+        if high < count && self.head(high) == head {
+            let above = head.checked_add(1);
+            high = above.map_or(count, |above| self.first_from(above, count));
+        }
         while low < high {
             let middle = low.midpoint(high);
-            let order = match self.head(middle).cmp(&head) {
-                Ordering::Equal => self
-                    .0
-                    .compare(self.key_at(middle), self.rest_len(middle), rest),
-                unequal => unequal,
-            };
-            match order {
+            let slot = self.slot(middle);
+            let (at, len) = (usize::from(slot as u16), usize::from((slot >> 16) as u16));
+            match self.0.compare(at, len, rest) {
                 Ordering::Less => low = middle + 1,
                 Ordering::Equal => return Ok(middle),
                 Ordering::Greater => high = middle,
@@ -243,8 +318,7 @@ pub(super) fn check_image(page: &PageBuf) -> Result<(), &'static str> {
         return Err("a tree's page is not a node");
     }
     let count = usize::from(page.u16_at(COUNT_AT));
-    let slots_end = SLOTS_AT + count * SLOT_BYTES;
-    if count > SLOTS_MAX || node.heap_start() < slots_end || node.heap_start() > PAGE_BYTES {
+    if count > COUNT_MAX || node.heap_start() < slots_end(count) || node.heap_start() > PAGE_BYTES {
         return Err("a node's slots and heap overlap");
     }
     let fence_bytes = check_fences(node)?;
@@ -274,7 +348,11 @@ fn check_fences(node: Node<'_, PageBuf>) -> Result<usize, &'static str> {
     if !inside || lower_len.max(upper_len) > KEY_BYTES_MAX {
         return Err("a node's fence is too long or lies outside its heap");
     }
-    if node.prefix_len() > lower_len.min(upper_len) {
+    let shorter = match node.is_bounded() {
+        true => lower_len.min(upper_len),
+        false => lower_len,
+    };
+    if node.prefix_len() > shorter {
         return Err("a node's prefix is longer than its fences");
     }
     Ok(lower_len + upper_len)
@@ -309,8 +387,15 @@ impl Node<'_, PageBuf> {
             .unwrap_or_default()
     }
 
+    fn fence_bytes(&self, at: usize) -> &[u8] {
+        let (start, len) = (self.field(at), self.field(at + 2));
+        let bytes = self.0.bytes().get(start..start + len);
+        bytes.unwrap_or_default()
+    }
+
     /// Whether `key` lies between the fences.
     pub(super) fn covers(&self, key: &[u8]) -> bool {
-        self.lower().as_slice() <= key && self.upper().is_none_or(|upper| key < upper.as_slice())
+        let below_upper = !self.is_bounded() || key < self.fence_bytes(UPPER_AT);
+        self.fence_bytes(LOWER_AT) <= key && below_upper
     }
 }

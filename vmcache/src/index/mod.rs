@@ -17,7 +17,7 @@ pub use tree::{Range, Tree, WriteBatch};
 use crate::btree::{self, BTree, TreeStats};
 use crate::commit::{Commit, CommitMethod, Journal, JournalOptions, random_id};
 use crate::error::{Error, Result};
-use crate::meta::{META, Meta, TREE_NAME_BYTES_MAX, TREES_MAX};
+use crate::meta::{META, Meta, TREE_NAME_BYTES_MAX, TREES_MAX, has_magic};
 use crate::page::{PAGE_BYTES, PageRead};
 use crate::pool::{BufferPool, PoolOptions, PoolStats};
 use crate::space::{Allocator, Space};
@@ -25,6 +25,7 @@ use crate::storage::{FileStorage, Storage};
 use group::Group;
 use parking_lot::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::collections::HashSet;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -59,6 +60,8 @@ pub struct CheckReport {
     pub trees: Vec<(String, TreeStats)>,
     /// Pages of the file.
     pub pages: u64,
+    /// Pages that are free for new entries.
+    pub pages_free: u64,
     /// Pages marked in use that no tree has. A page that could not be read when a long value was
     /// removed may leave some; they cost space only.
     pub pages_lost: u64,
@@ -93,6 +96,37 @@ fn log_path(path: &Path, which: usize) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(format!("-journal-{which}"));
     name.into()
+}
+
+/// Whether there is an index file at `path`, by what the file begins with or the journal beside it. It
+/// is not opened, so it may still be damaged, of another version, or in use.
+///
+/// # Errors
+/// Of the operating system; [`io::ErrorKind::NotFound`] when there is no file.
+pub fn is_index_file(path: &Path) -> io::Result<bool> {
+    let mut start = Vec::new();
+    let file = std::fs::File::open(path)?;
+    file.take(PAGE_BYTES as u64).read_to_end(&mut start)?;
+    let has_log = |which| {
+        let log = std::fs::metadata(log_path(path, which));
+        log.is_ok_and(|log| log.len() > 0)
+    };
+    Ok(has_magic(&start) || has_log(0) || has_log(1))
+}
+
+/// Removes an index file, which nobody has open, and its journal.
+///
+/// # Errors
+/// Of the operating system.
+pub fn remove_index_file(path: &Path) -> io::Result<()> {
+    // The journal first: it belongs to no file that is made later.
+    for log in [log_path(path, 0), log_path(path, 1)] {
+        match std::fs::remove_file(log) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    std::fs::remove_file(path)
 }
 
 impl IndexFile {
@@ -272,6 +306,7 @@ impl IndexFile {
         let mut seen = HashSet::new();
         let mut report = CheckReport {
             pages: space.pages.page_count(),
+            pages_free: space.pages.page_count() - space.pages.used_count(),
             ..CheckReport::default()
         };
         for (name, tree) in self.shared.trees.lock().iter() {

@@ -1,7 +1,8 @@
 //! Access to a page: the guard's name says the latch.
 //!
 //! All three read through [`PageView`], relaxed atomic loads of aligned 64-bit words; a change is made
-//! on a private copy and put back word by word with relaxed atomic stores under the exclusive latch. So
+//! on a private copy and put back word by word with relaxed atomic stores under the exclusive latch, or
+//! in place where only a few bytes of a value change. So
 //! optimistic reads that race with changes are defined behaviour, and what they return reaches the
 //! caller only when the latch word validates: the closure given to [`Optimistic::read`] computes a
 //! value that cannot borrow from the view, and the value is dropped unless it validates. The price is
@@ -145,6 +146,22 @@ impl Exclusive<'_> {
             if word.load(Ordering::Relaxed) != new {
                 word.store(new, Ordering::Relaxed);
             }
+        }
+        self.pool.mark_dirty(self.page);
+    }
+
+    /// Replaces some bytes of the page, from `at`, and marks it dirty.
+    pub(crate) fn put(&mut self, mut at: usize, mut bytes: &[u8]) {
+        let words = self.pool.words(self.page);
+        while !bytes.is_empty() {
+            let within = at % 8;
+            let (now, rest) = bytes.split_at(bytes.len().min(8 - within));
+            let word = &words[at / 8 % PAGE_WORDS];
+            let mut image = word.load(Ordering::Relaxed).to_ne_bytes();
+            image[within..within + now.len()].copy_from_slice(now);
+            word.store(u64::from_ne_bytes(image), Ordering::Relaxed);
+            at += now.len();
+            bytes = rest;
         }
         self.pool.mark_dirty(self.page);
     }
