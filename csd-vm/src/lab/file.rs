@@ -52,7 +52,12 @@ fn write(storage: &dyn ZonedDevice, used: &mut [u64], random: &mut Fuzzer, size:
             zone = 1 + random.below(4);
         }
         let mut block = storage.buffer(BLOCK_SIZE);
-        block.fill_with(|| random.number() as u8);
+        // Lines of numbers, and noise.
+        let is_text = size < 80_000;
+        block.fill_with(|| match is_text {
+            true => random.pick(b"0123456789,,-.\n"),
+            false => random.number() as u8,
+        });
         let lba = storage
             .geometry()
             .zone_start(ZoneId(zone as u32))

@@ -14,7 +14,6 @@ mod log;
 mod outcome;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use zns_backend::{Geometry, MemDevice, ZonedDevice};
@@ -58,6 +57,15 @@ pub enum Verdict {
     Endless,
 }
 
+/// Mostly a number that means something to kernels.
+fn argument(random: &mut Fuzzer) -> u64 {
+    match random.below(4) {
+        0 => random.number(),
+        1 => random.below(100_000) as u64,
+        _ => random.below(4) as u64,
+    }
+}
+
 /// A cage, a device with some files, and both engines.
 pub struct Laboratory {
     core: Core,
@@ -66,6 +74,8 @@ pub struct Laboratory {
     files: Vec<Arc<dyn SnapshotMap>>,
     log: Log,
     canaries: Canaries,
+    /// What [`Laboratory::run`] ran last, the latest at the end.
+    known: Vec<(Vec<u8>, bool, Arc<LoadedProgram>)>,
 }
 
 impl Laboratory {
@@ -97,6 +107,7 @@ impl Laboratory {
             meter: Arc::new(Meter::new(instructions_max)),
             files,
             log: Log::new(),
+            known: Vec::new(),
         })
     }
 
@@ -108,18 +119,20 @@ impl Laboratory {
 
     /// A request to try a program with: mostly a read, of any of the files.
     pub fn request(&self, random: &mut Fuzzer) -> Request {
-        let operation = random.pick(&[
-            Operation::ReadStream,
-            Operation::ReadStream,
-            Operation::ReadStream,
-            Operation::WriteStream,
-            Operation::ReadEvent,
-            Operation::WriteEvent,
-        ]);
+        let operation = match random.below(8) {
+            0 => Operation::WriteStream,
+            1 => Operation::ReadEvent,
+            2 => Operation::WriteEvent,
+            _ => Operation::ReadStream,
+        };
         let snapshot = Arc::clone(&self.files[random.below(self.files.len())]);
         let bytes = usize::try_from(snapshot.size()).unwrap_or(usize::MAX);
         let offset = random.below(bytes + 1);
         let size = random.below(9000).min(bytes - offset);
+        let (offset, size) = match random.below(3) {
+            0 => (0, bytes),
+            _ => (offset, size),
+        };
         let has_data = operation != Operation::ReadStream;
         let data = if has_data { size } else { 0 };
         let few = random.below(8) == 0;
@@ -133,7 +146,7 @@ impl Laboratory {
                 parent: 1,
             },
             data: (0..data).map(|_| random.number() as u8).collect(),
-            arguments: (0..random.below(4)).map(|_| random.number()).collect(),
+            arguments: (0..random.below(5)).map(|_| argument(random)).collect(),
             limits: Limits {
                 time: PATIENCE,
                 heap: 64 << 10,
@@ -191,18 +204,28 @@ impl Laboratory {
         request: &Request,
         compiled: bool,
     ) -> Result<Outcome, String> {
-        let program = Program::link(object, &LinkLimits::default());
-        let program = program.map_err(|reason| reason.to_string())?;
-        let metered = Metered(Arc::clone(&self.meter));
-        let engine: &dyn Engine = if compiled { &ubpf::Compiler } else { &metered };
-        let loaded = self.load(engine, &program, object)?;
+        const KNOWN_MAX: usize = 8;
+        let known = self
+            .known
+            .iter()
+            .find(|(of, how, _)| *how == compiled && of == object);
+        let loaded = match known {
+            Some((_, _, loaded)) => Arc::clone(loaded),
+            None => {
+                let program = Program::link(object, &LinkLimits::default());
+                let program = program.map_err(|reason| reason.to_string())?;
+                let metered = Metered(Arc::clone(&self.meter));
+                let engine: &dyn Engine = if compiled { &ubpf::Compiler } else { &metered };
+                let loaded = Arc::new(self.load(engine, &program, object)?);
+                if self.known.len() >= KNOWN_MAX {
+                    self.known.remove(0);
+                }
+                self.known
+                    .push((object.to_vec(), compiled, Arc::clone(&loaded)));
+                loaded
+            }
+        };
         self.execute(&loaded, request)
-    }
-
-    /// Lets kernels find the device about to shut down, or not.
-    pub fn set_stopping(&self, stopping: bool) {
-        let flag: &AtomicBool = &self.core.stopping;
-        flag.store(stopping, Relaxed);
     }
 
     fn load(

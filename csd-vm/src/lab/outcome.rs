@@ -1,5 +1,6 @@
 //! All that can be seen of an execution.
 
+use crate::engine::cage::PAGE;
 use crate::request::{Failure, Usage};
 
 /// What an execution did.
@@ -48,6 +49,21 @@ pub(super) fn without_times(usage: Usage) -> Usage {
     }
 }
 
+/// Whether two faults can be of one access, to the end of one page and the start of the next.
+fn is_same_fault(a: &Result<u64, Failure>, b: &Result<u64, Failure>) -> bool {
+    let is_last_of_page = |offset: &u64| offset % PAGE > PAGE - 8;
+    match (a, b) {
+        (Err(Failure::Fault(a)), Err(Failure::Fault(b))) => {
+            let (first, second) = (a.min(b), a.max(b));
+            is_last_of_page(first) && *second == first.next_multiple_of(PAGE)
+        }
+        // The second page is the guard below the stack.
+        (Err(Failure::Fault(at)), Err(Failure::StackOverflow))
+        | (Err(Failure::StackOverflow), Err(Failure::Fault(at))) => is_last_of_page(at),
+        _ => false,
+    }
+}
+
 impl Outcome {
     /// How it ended.
     #[must_use]
@@ -64,14 +80,15 @@ impl Outcome {
         }
     }
 
-    /// What is not the same in `other`. A stack that overflows may do so some calls earlier or later.
+    /// What is not the same in `other`. A stack that overflows may do so some calls earlier or later,
+    /// and where both pages of an access are missing, the processor chooses which one to name.
     #[must_use]
     pub fn difference(&self, other: &Outcome) -> Option<String> {
         let texts = |this: &Outcome| format!("{:?}", this.status);
-        if self.status != other.status {
+        if self.status != other.status && !is_same_fault(&self.status, &other.status) {
             return Some(format!("the end: {} and {}", texts(self), texts(other)));
         }
-        if self.ending() == Ending::StackOverflow {
+        if [self.ending(), other.ending()].contains(&Ending::StackOverflow) {
             return None;
         }
         if let Some((at, a, b)) = self.first_other_byte(other) {

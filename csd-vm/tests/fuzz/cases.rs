@@ -5,7 +5,7 @@ use csd_vm::program::fuzz::{Fuzzer, Parts};
 use crate::originals;
 
 /// Slots of generated programs, about.
-const SLOTS_MAX: usize = 240;
+const SLOTS_MAX: usize = 320;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -42,13 +42,15 @@ pub(crate) struct Case {
     pub(crate) number: u64,
     pub(crate) source: Source,
     pub(crate) object: Vec<u8>,
-    /// What its request is made from.
+    /// What its request is made from, and for which kernel.
     pub(crate) request: u64,
+    pub(crate) like: &'static str,
 }
 
 impl Case {
     pub(crate) fn new(kind: Kind, seed: u64, number: u64) -> Case {
         let mut random = Fuzzer::new(seed.rotate_left(32) ^ number.wrapping_mul(0x9e37_79b9));
+        let mut like = "";
         let (source, object) = match kind {
             Kind::Stream => {
                 let parts = stream(&mut random);
@@ -57,12 +59,13 @@ impl Case {
             }
             Kind::Object => {
                 let originals = originals::all();
-                let original = originals[random.below(originals.len())].clone();
+                let original = &originals[random.below(originals.len())];
+                like = &original.name;
                 let object = match random.below(3) {
-                    0 => random.mutate(&original),
-                    _ => random.mutate_kernel(&original),
+                    0 => random.mutate(&original.object),
+                    _ => random.mutate_kernel(&original.object),
                 };
-                (Source::Original(original), object)
+                (Source::Original(original.object.clone()), object)
             }
         };
         let request = random.number();
@@ -72,6 +75,7 @@ impl Case {
             source,
             object,
             request,
+            like,
         }
     }
 }
@@ -79,7 +83,7 @@ impl Case {
 /// Mostly programs that get far; some whose registers hold anything, some noise.
 fn stream(random: &mut Fuzzer) -> Parts {
     let slots = 4 + random.below(SLOTS_MAX);
-    match random.below(16) {
+    match random.below(32) {
         0 => Parts::of_code(&random.noise(slots / 8)),
         1 | 2 => Parts::of_code(&random.stream(slots)),
         _ => random.program(slots),

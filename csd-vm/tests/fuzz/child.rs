@@ -26,7 +26,20 @@ fn try_object(laboratory: &mut Laboratory, object: &[u8], request: u64) -> Resul
     laboratory.try_object(object, &mut request)
 }
 
+/// The compiler takes and gives back megabytes for every program: most of the time would go to the
+/// operating system.
+fn keep_memory() {
+    const KEPT_BYTES: i32 = 256 << 20;
+    // SAFETY: no other thread runs yet; parameters that the library does not know are ignored.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, KEPT_BYTES);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, KEPT_BYTES);
+    }
+}
+
 pub(crate) fn run(kind: Kind, seed: u64, numbers: Range<u64>) -> ExitCode {
+    keep_memory();
     let mut laboratory = laboratory();
     let mut tally = Tally::default();
     let mut out = std::io::stdout().lock();

@@ -4,6 +4,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
+use csd_vm::program::fuzz::Fuzzer;
+use csd_vm::request::{Operation, Request};
+
 /// Static data of all kinds, pointers in it, an address before the first element, calls.
 const TABLES: &str = r#"
     #include <warren.h>
@@ -74,18 +77,63 @@ pub(crate) fn compile() {
     }
 }
 
-/// Their objects, by name.
-pub(crate) fn all() -> &'static [Vec<u8>] {
-    static OBJECTS: OnceLock<Vec<Vec<u8>>> = OnceLock::new();
-    OBJECTS.get_or_init(|| {
+/// One of them.
+pub(crate) struct Original {
+    pub(crate) name: String,
+    pub(crate) object: Vec<u8>,
+}
+
+/// All of them, by name.
+pub(crate) fn all() -> &'static [Original] {
+    static ORIGINALS: OnceLock<Vec<Original>> = OnceLock::new();
+    ORIGINALS.get_or_init(|| {
         let listed = std::fs::read_dir(directory()).expect("objects have been compiled");
         let paths = listed.map(|entry| entry.expect("a directory entry").path());
         let is_object = |path: &PathBuf| path.extension().is_some_and(|e| e == "o");
         let mut paths: Vec<_> = paths.filter(is_object).collect();
         paths.sort();
-        let objects = paths
-            .iter()
-            .map(|path| std::fs::read(path).expect("an object"));
-        objects.collect()
+        let original = |path: &PathBuf| Original {
+            name: path
+                .file_stem()
+                .map_or_else(String::new, |n| n.to_string_lossy().into()),
+            object: std::fs::read(path).expect("an object"),
+        };
+        paths.iter().map(original).collect()
     })
+}
+
+/// Makes a request one that the kernel of this name computes on, mostly.
+pub(crate) fn suit(name: &str, request: &mut Request, random: &mut Fuzzer) {
+    if random.below(8) == 0 {
+        return;
+    }
+    let word = random.number();
+    let lists: &[&[u64]] = match name {
+        "bloom_probe" => &[&[0, 1, 7, word], &[1, 5, word]],
+        "btree_lookup" => &[&[0, 0, 7, word], &[1, 3, u64::MAX]],
+        "csv" => &[&[0, 0, 1], &[0, 0, 2, 0, 2], &[1, 0, 0], &[1, 0, 2]],
+        "filter" => &[&[], &[word >> 32, 0], &[word >> 32, 1]],
+        // Literals of one and two bytes, after their length.
+        "grep" => &[&[1, 0x35], &[2, 0x2c31], &[1, word & 0xff]],
+        "knn" => &[&[3, 4, word], &[8, 20, word, !word], &[1, 3, word]],
+        "sum_min_max" => &[&[], &[4, 1], &[8], &[8, 1]],
+        "crc32c" => &[&[], &[4096], &[300]],
+        _ => &[&[]],
+    };
+    request.arguments = random_of(random, lists).into();
+    request.operation = match name {
+        "compress" => Operation::WriteStream,
+        "line_index" | "passthrough" => return,
+        _ => Operation::ReadStream,
+    };
+    request.data = match request.operation {
+        Operation::ReadStream => Vec::new(),
+        _ => (0..request.size)
+            .map(|at| b"abcde"[(at % 5) as usize] ^ (at >> 6) as u8)
+            .collect(),
+    };
+}
+
+fn random_of<'a>(random: &mut Fuzzer, lists: &[&'a [u64]]) -> &'a [u64] {
+    lists[random.below(lists.len())]
 }

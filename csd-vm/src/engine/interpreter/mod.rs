@@ -7,7 +7,8 @@
 //! masks them; r0 and r3 to r9 are 0 at the start, r1 to r5 after a helper.
 //!
 //! Where they differ: compiled code keeps return addresses on a stack of 512 KiB and overflows it
-//! a few calls after or before the interpreter, which counts them.
+//! a few calls after or before the interpreter, which counts them. Of two pages that an access needs
+//! and neither of which it can have, the interpreter names the first, the processor any.
 
 mod alu;
 mod machine;

@@ -228,7 +228,7 @@ impl Fuzzer {
     /// `object` with a few instructions changed into similar ones: most of these are accepted and run.
     pub fn mutate_kernel(&mut self, object: &[u8]) -> Vec<u8> {
         let mut out = object.to_vec();
-        for _ in 0..1 + self.below(6) {
+        for _ in 0..1 + self.below(3) {
             self.mutate_code(&mut out);
         }
         out

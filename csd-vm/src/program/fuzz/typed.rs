@@ -8,7 +8,8 @@
 use super::object::{DataSection, Parts};
 use super::{EXTREMES, Fuzzer};
 use crate::engine::cage::{CageConfig, Layout, Region};
-use crate::program::insn::{CALL, EXIT, Insn, LDDW};
+use crate::program::helpers::HELPERS;
+use crate::program::insn::{CALL, EXIT, Insn, Kind, LDDW};
 
 /// Loops within loops.
 const LOOPS_MAX: usize = 3;
@@ -46,30 +47,87 @@ impl Fuzzer {
         parts
     }
 
-    /// Changes an instruction into a similar one.
+    /// Changes an instruction into a similar one, which is mostly valid where that was.
     pub(super) fn change_slot(&mut self, slots: &mut [u64]) {
         let at = self.below(slots.len());
         let Some(before) = slots.get(at).copied() else {
             return;
         };
-        let mut insn = Insn::decode(before);
-        match self.below(10) {
-            0 => insn.dst = self.below(11) as u8,
-            1 => insn.src = self.below(11) as u8,
-            2 => insn.imm = insn.imm.wrapping_add(self.below(17) as i32 - 8),
-            3 => insn.imm = self.pick(&EXTREMES) as i32,
-            4 => insn.offset = insn.offset.wrapping_add(self.below(17) as i16 - 8),
-            5 => insn.offset = self.number() as i16,
-            6 => insn.opcode ^= 1 << (3 + self.below(5)),
-            7 => insn = Insn::decode(slots[self.below(slots.len())]),
-            8 => insn = Insn::decode(self.instruction(slots.len(), at)),
-            _ => {
-                let other = self.below(slots.len());
-                slots.swap(at, other);
-                return;
-            }
+        let insn = Insn::decode(before);
+        let is_second = at > 0 && Insn::decode(slots[at - 1]).opcode == LDDW;
+        let changed = match insn.kind() {
+            _ if self.below(12) == 0 => self.anything_else(insn, slots, at),
+            _ if is_second => Insn {
+                imm: self.other_number(insn.imm),
+                ..insn
+            },
+            Some(kind) => self.similar(insn, kind),
+            None => insn,
+        };
+        slots[at] = changed.encode();
+    }
+
+    /// `insn` with a field that it uses changed.
+    fn similar(&mut self, mut insn: Insn, kind: Kind) -> Insn {
+        let (which, other) = (self.below(3), self.below(10) as u8);
+        match kind {
+            Kind::Arithmetic { register, .. } => match which {
+                0 => insn.dst = other,
+                1 if register => insn.src = other,
+                1 => insn.imm = self.other_number(insn.imm),
+                // Additions and the like become one another.
+                _ if insn.offset == 0 && insn.opcode >> 4 != 8 => {
+                    let operation = self.pick(&[0x00, 0x10, 0x20, 0x40, 0x50, 0xa0, 0xb0]);
+                    insn.opcode = insn.opcode & 0x0f | operation;
+                }
+                _ => {}
+            },
+            Kind::Load(_) | Kind::Store(_) | Kind::StoreImmediate(_) => match which {
+                0 if matches!(kind, Kind::Load(_)) => insn.dst = other,
+                0 if matches!(kind, Kind::Store(_)) => insn.src = other,
+                0 => insn.imm = self.other_number(insn.imm),
+                1 => insn.offset = insn.offset.wrapping_add(self.below(17) as i16 - 8),
+                _ if insn.opcode & 0xe0 == 0x60 => insn.opcode ^= self.pick(&[0x08, 0x10, 0x18]),
+                _ => {}
+            },
+            Kind::Atomic(_) => insn.imm = self.pick(&[0, 1, 0x40, 0x41, 0x51, 0xa1, 0xe1, 0xf1]),
+            Kind::Branch { register } => match which {
+                0 => insn.dst = other,
+                1 if register => insn.src = other,
+                1 => insn.imm = self.other_number(insn.imm),
+                _ => {
+                    let conditions = [0x10, 0x20, 0x30, 0x50, 0x60, 0xa0, 0xb0, 0xd0];
+                    insn.opcode = insn.opcode & 0x0f | self.pick(&conditions);
+                }
+            },
+            Kind::Jump => insn.offset = insn.offset.wrapping_add(self.below(5) as i16 - 2),
+            Kind::Constant | Kind::JumpLong => insn.imm = self.other_number(insn.imm),
+            Kind::Call if insn.src == 0 => insn.imm = self.pick(HELPERS).number as i32,
+            Kind::Swap => insn.imm = self.pick(&[16, 32, 64]),
+            Kind::Call | Kind::Exit => {}
         }
-        slots[at] = insn.encode();
+        insn
+    }
+
+    fn other_number(&mut self, number: i32) -> i32 {
+        match self.below(3) {
+            0 => self.pick(&EXTREMES) as i32,
+            1 => self.below(256) as i32,
+            _ => number.wrapping_add(self.below(17) as i32 - 8),
+        }
+    }
+
+    /// An instruction without regard to what is valid.
+    fn anything_else(&mut self, mut insn: Insn, slots: &[u64], at: usize) -> Insn {
+        match self.below(6) {
+            0 => insn.dst = self.below(12) as u8,
+            1 => insn.src = self.below(12) as u8,
+            2 => insn.offset = self.number() as i16,
+            3 => insn.opcode ^= 1 << self.below(8),
+            4 => insn = Insn::decode(slots[self.below(slots.len())]),
+            _ => insn = Insn::decode(self.instruction(slots.len(), at)),
+        }
+        insn
     }
 }
 
@@ -199,12 +257,12 @@ impl<'f> Author<'f> {
                 58..=61 => self.atomic(),
                 62..=66 => self.data_access(),
                 67..=69 => self.request_field(),
-                70..=79 => self.condition(left),
-                80..=84 => self.bounded_loop(left),
-                85..=92 => self.helper(),
+                70..=77 => self.condition(left),
+                78..=85 => self.bounded_loop(left),
+                86..=92 => self.helper(),
                 93..=97 => self.local_call(),
-                98 if self.one_in(4) => self.edge_access(),
-                _ if self.one_in(12) => self.wild(),
+                98 if self.one_in(12) => self.edge_access(),
+                _ if self.one_in(30) => self.wild(),
                 _ => self.arithmetic(),
             }
         }
@@ -381,7 +439,7 @@ impl<'f> Author<'f> {
             return self.arithmetic();
         }
         let counter = -(COUNTERS + 8 * self.loops as i16);
-        let times = 1 + self.below(if self.function == 0 { 9 } else { 3 }) as i32;
+        let times = 1 + self.below(if self.function == 0 { 20 } else { 4 }) as i32;
         self.emit(0x7a, 10, 0, counter, times);
         let start = self.slots.len();
         self.loops += 1;
@@ -438,7 +496,7 @@ impl<'f> Author<'f> {
 
     /// An address of a buffer of at least 64 bytes; rarely any address.
     fn buffer(&mut self, dst: u8) {
-        match self.below(40) {
+        match self.below(200) {
             0 => {
                 let from = self.source();
                 self.copy(dst, from);
@@ -450,7 +508,7 @@ impl<'f> Author<'f> {
                 let at = edge.wrapping_add_signed(self.below(80) as i64 - 72);
                 self.load_constant(dst, at);
             }
-            3..=20 => {
+            3..=99 => {
                 let offset = 8 * self.below(256) as i32;
                 self.address(dst, 7, offset);
             }
@@ -463,7 +521,7 @@ impl<'f> Author<'f> {
 
     /// A number of bytes, mostly few.
     fn size(&mut self, dst: u8) {
-        match self.below(24) {
+        match self.below(250) {
             0 => {
                 let value = self.random.pick(&EXTREMES);
                 self.load_constant(dst, value);
@@ -505,8 +563,8 @@ impl<'f> Author<'f> {
         match self.below(20) {
             0 => self.on_bytes(1),
             1 => self.opencsd_read(),
-            2 => self.opencsd_write(),
-            3 => {
+            2 if self.one_in(6) => self.opencsd_write(),
+            2 | 3 => {
                 let number = 4 + self.below(3) as i32;
                 self.call_helper(number);
             }
