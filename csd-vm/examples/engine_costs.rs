@@ -5,7 +5,8 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use csd_vm::engine::cage::{Cage, CageConfig, Region};
-use csd_vm::engine::ubpf::{Compiler, Interpreter};
+use csd_vm::engine::interpreter::Interpreter;
+use csd_vm::engine::ubpf::Compiler;
 use csd_vm::engine::{Called, Code, Deadline, Engine, Frame, Helpers, Linked, Prepared};
 
 const EXIT: u64 = 0x95;

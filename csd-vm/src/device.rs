@@ -13,6 +13,7 @@ use zns_backend::ZonedDevice;
 
 use crate::activation::{Activation, Task};
 use crate::cache::ProgramCache;
+use crate::engine::interpreter::Interpreter;
 use crate::engine::{self, Engine, Group, Prepared, ubpf};
 use crate::execution::prepare;
 use crate::pool::Pool;
@@ -209,13 +210,13 @@ fn engine(config: &DeviceConfig) -> Box<dyn Engine> {
         return Box::new(ubpf::UncagedCompiler);
     }
     match config.interpret {
-        true => Box::new(ubpf::Interpreter),
+        true => Box::new(Interpreter),
         false => Box::new(ubpf::Compiler),
     }
 }
 
 impl Core {
-    fn new(storage: Arc<dyn ZonedDevice>, config: &DeviceConfig) -> Core {
+    pub(crate) fn new(storage: Arc<dyn ZonedDevice>, config: &DeviceConfig) -> Core {
         Core {
             storage,
             engine: engine(config),

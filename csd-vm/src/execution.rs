@@ -71,6 +71,18 @@ impl Instance {
         })
     }
 
+    /// Its cage.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn cage(&self) -> &Cage {
+        &self.cage
+    }
+
+    /// The next program is bound anew, even if it is the same in another engine.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn forget_code(&mut self) {
+        self.compiled.clear();
+    }
+
     /// Whether it has code for the program with `hash`.
     pub(crate) fn has_code_for(&self, hash: &[u8; 32]) -> bool {
         self.compiled.iter().any(|compiled| compiled.hash == *hash)

@@ -15,6 +15,8 @@ pub mod device;
 pub mod engine;
 mod execution;
 mod extents;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod lab;
 mod pool;
 pub mod program;
 mod queue;

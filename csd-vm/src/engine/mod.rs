@@ -1,8 +1,8 @@
 //! What runs a linked program: an engine prepares it once, binds it to cages and runs it in there.
 //!
 //! The rest of the crate knows engines only by the traits here. [`ubpf::Compiler`] is the engine
-//! of production; [`ubpf::Interpreter`] runs the same programs instruction by instruction and
-//! checks every access, which makes it the oracle of the tests.
+//! of production; [`interpreter::Interpreter`], written on its own, runs the same programs
+//! instruction by instruction and checks every access, which makes it the oracle of the tests.
 //!
 //! Whatever a program does ends in an [`Exit`]: loads and stores are confined to its
 //! [`cage::Cage`], faults and time-outs are turned into an end of this program only by the module `guard`.
@@ -11,6 +11,7 @@
 
 pub mod cage;
 mod guard;
+pub mod interpreter;
 #[cfg(test)]
 mod tests;
 pub mod ubpf;
@@ -59,6 +60,16 @@ pub struct Frame {
     pub first_slot: u32,
     /// Bytes of stack it uses, rounded up to a multiple of 16 by the engine.
     pub stack_bytes: u16,
+}
+
+/// Bytes of stack of the function that starts at `slot`, a multiple of 16. `functions` are in the order
+/// of their first slots.
+fn stack_bytes(functions: &[Frame], slot: u64) -> u16 {
+    /// What a function may use that is not in the list: the most there is.
+    const MAX: u16 = 512;
+    let found = functions.binary_search_by_key(&slot, |frame| frame.first_slot.into());
+    let bytes = found.map_or(MAX, |index| functions[index].stack_bytes);
+    bytes.min(u16::MAX - 15).next_multiple_of(16)
 }
 
 /// A linked program as engines take it: validated, entry at slot 0.

@@ -155,3 +155,15 @@ fn map(
     }
     Ok(())
 }
+
+/// Which pages of a part of a cage are in memory: those that are not have not been touched.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) fn resident(at: u64, len: u64) -> Vec<bool> {
+    let mut pages = vec![1u8; len.div_ceil(super::PAGE) as usize];
+    if len > 0 {
+        // SAFETY: there is a byte for each page of the range, which the call only asks about. Where it
+        // fails, all pages count as being there.
+        unsafe { libc::mincore(at as *mut _, len as usize, pages.as_mut_ptr()) };
+    }
+    pages.iter().map(|page| page & 1 != 0).collect()
+}

@@ -478,6 +478,45 @@ impl Cage {
         self.clear_window(used.start, used.end - used.start)
     }
 
+    /// The addresses nothing else can be mapped at: the cage and the guards around it.
+    #[cfg(any(test, feature = "fuzzing"))]
+    #[must_use]
+    pub fn reserved(&self) -> Range<u64> {
+        self.base - GUARD..self.base + self.layout.size() + GUARD
+    }
+
+    /// The pages with anything but zeros of all regions but the window, by their offsets.
+    #[cfg(any(test, feature = "fuzzing"))]
+    #[must_use]
+    pub fn contents(&self) -> Vec<(u64, Vec<u8>)> {
+        let mut pages = Vec::new();
+        for region in [
+            Region::Data,
+            Region::Call,
+            Region::Stack,
+            Region::Heap,
+            Region::Output,
+        ] {
+            let len = match region {
+                Region::Call => self.call_used.next_multiple_of(PAGE),
+                _ => self.accessible(region),
+            };
+            let start = self.layout.span(region).start;
+            let resident = memory::resident(self.base + start, len);
+            for number in (0..len / PAGE).filter(|number| resident[*number as usize]) {
+                let at = CagePtr {
+                    offset: start + number * PAGE,
+                    len: PAGE,
+                };
+                let bytes = self.bytes(at).unwrap_or_default();
+                if bytes.iter().any(|byte| *byte != 0) {
+                    pages.push((at.offset, bytes.to_vec()));
+                }
+            }
+        }
+        pages
+    }
+
     fn remove_data(&mut self) -> Result<(), CageError> {
         let placed = self.accessible(Region::Data);
         if placed > 0 {

@@ -25,7 +25,7 @@ mod stack;
 
 pub(super) use inspection::inspect;
 pub(super) use run::{
-    Program, is_stopping, note_fault, note_stack_overflow, run, settle, with_cage,
+    Program, is_stopping, note_fault, note_stack_overflow, note_timeout, run, settle, with_cage,
 };
 pub(super) use signals::deadline_signal;
 
@@ -33,6 +33,21 @@ pub(super) use signals::deadline_signal;
 /// the engine.
 pub(super) fn dispatcher() -> unsafe extern "C" fn() {
     asm::dispatch
+}
+
+/// Calls helper `number` for an interpreter, on the stack of the host as compiled code does. It does
+/// not return if the program is to end.
+///
+/// # Safety
+/// A program is interpreted on this thread and is not in a helper; no frame between it and the
+/// caller has anything to drop.
+pub(super) unsafe fn call_helper([a, b, c, d, e]: [u64; 5], number: u32) -> u64 {
+    type Dispatch = unsafe extern "C" fn(u64, u64, u64, u64, u64, u32) -> u64;
+    // SAFETY: the function takes these arguments and keeps the registers that a C function keeps.
+    let dispatch =
+        unsafe { std::mem::transmute::<unsafe extern "C" fn(), Dispatch>(asm::dispatch) };
+    // SAFETY: the contract is the caller's.
+    unsafe { dispatch(a, b, c, d, e, number) }
 }
 
 /// Copies `bytes` bytes and tells whether all of them could be read and written.

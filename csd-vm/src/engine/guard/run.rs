@@ -52,9 +52,7 @@ pub(super) struct Run {
     /// Compiled code.
     code_start: AtomicU64,
     code_end: AtomicU64,
-    /// The cage, and its window.
-    base: AtomicU64,
-    size: AtomicU64,
+    /// The window of the cage.
     window_start: AtomicU64,
     window_end: AtomicU64,
     /// What to access for [`STACK_OVERFLOW`].
@@ -81,8 +79,8 @@ pub(in crate::engine) enum Program {
         len: u64,
     },
     /// A function with the calling convention of compiled code that interprets a program. It has
-    /// nothing to drop when it, or what it calls, is cut off by [`super::abandon`] or a fault in
-    /// the cage.
+    /// nothing to drop when it, or what it calls, is cut off by [`super::abandon`] or in
+    /// [`super::call_helper`].
     Interpreted(unsafe extern "C" fn(r1: u64, r2: u64, zero: u64, stack_end: u64) -> u64),
 }
 
@@ -144,8 +142,6 @@ impl Run {
             fault: AtomicU64::new(0),
             code_start: AtomicU64::new(0),
             code_end: AtomicU64::new(0),
-            base: AtomicU64::new(0),
-            size: AtomicU64::new(0),
             window_start: AtomicU64::new(0),
             window_end: AtomicU64::new(0),
             stack_guard: AtomicU64::new(guard.start),
@@ -162,8 +158,6 @@ impl Run {
         let window = cage.layout().span(crate::engine::cage::Region::Window);
         self.code_start.store(entry, Relaxed);
         self.code_end.store(entry + len, Relaxed);
-        self.base.store(cage.base(), Relaxed);
-        self.size.store(cage.layout().size(), Relaxed);
         self.window_start.store(cage.base() + window.start, Relaxed);
         self.window_end.store(cage.base() + window.end(), Relaxed);
         self.inner.store(inner, Relaxed);
@@ -180,13 +174,9 @@ impl Run {
         }
     }
 
-    /// Whether a fault at `pc` of an access to `address` is the program's.
-    pub(super) fn is_fault_of_program(&self, pc: u64, address: u64) -> bool {
-        match self.mode.load(Relaxed) {
-            COMPILED => self.is_interruptible_at(pc),
-            INTERPRETED => self.in_cage(address) || self.in_stack_guard(address),
-            _ => false,
-        }
+    /// Whether a fault at `pc` is the program's. Interpreters copy what they access.
+    pub(super) fn is_fault_of_program(&self, pc: u64) -> bool {
+        self.is_interruptible_at(pc)
     }
 
     /// Whether a helper runs and `address` is in the window of its cage.
@@ -214,11 +204,6 @@ impl Run {
         if self.stop.load(Relaxed) == 0 {
             self.stop.store(reason, Relaxed);
         }
-    }
-
-    fn in_cage(&self, address: u64) -> bool {
-        let base = self.base.load(Relaxed);
-        (base..base + self.size.load(Relaxed) + 8).contains(&address)
     }
 
     fn in_stack_guard(&self, address: u64) -> bool {
@@ -342,16 +327,26 @@ pub(in crate::engine) fn note_stack_overflow() {
     }
 }
 
-/// Shows `look` the cage of the program that is being interpreted on this thread.
-pub(in crate::engine) fn with_cage<R>(look: impl FnOnce(&Cage) -> R) -> Option<R> {
+/// Notes that the program of this thread ends because its time is over.
+pub(in crate::engine) fn note_timeout() {
+    let run = current();
+    if !run.is_null() {
+        // SAFETY: as in `is_stopping`.
+        unsafe { (*run).note_timeout() };
+    }
+}
+
+/// Lets `access` have the cage of the program that is being interpreted on this thread.
+pub(in crate::engine) fn with_cage<R>(access: impl FnOnce(&mut Cage) -> R) -> Option<R> {
     let run = current();
     // SAFETY: as in `is_stopping`; in this mode `run` has set the context, and no helper, which
-    // could have the cage borrowed, is running.
+    // could have the cage borrowed, is running. What gets it here cannot get it again: `access` is
+    // told of the cage alone, and interpreters do not nest.
     unsafe {
         if run.is_null() || (*run).mode.load(Relaxed) != INTERPRETED {
             return None;
         }
         let context = (*run).context.get().cast::<Context<'_>>();
-        Some(look((*context).cage))
+        Some(access((*context).cage))
     }
 }

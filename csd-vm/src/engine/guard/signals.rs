@@ -132,7 +132,7 @@ fn resolve(signal: c_int, info: &siginfo_t, context: &mut ucontext_t) -> bool {
     let Some(run) = (unsafe { run::current().as_ref() }) else {
         return false;
     };
-    if run.is_fault_of_program(pc, address) {
+    if run.is_fault_of_program(pc) {
         run.note_fault(address);
         recover(context, run);
         return true;

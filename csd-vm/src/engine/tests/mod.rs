@@ -8,7 +8,8 @@ mod endings;
 use std::time::Duration;
 
 use super::cage::{Cage, CageConfig};
-use super::ubpf::{Compiler, Interpreter};
+use super::interpreter::Interpreter;
+use super::ubpf::Compiler;
 use super::{Called, Code, Deadline, Engine, Exit, Frame, Helpers, Linked};
 
 /// A small cage: tests make many.

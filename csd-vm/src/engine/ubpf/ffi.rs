@@ -17,26 +17,14 @@ pub(super) const EXTENDED_MODE: c_uint = 0;
 pub(super) type Validate = unsafe extern "C" fn(number: c_uint, vm: *const Vm) -> bool;
 pub(super) type StackUsage =
     unsafe extern "C" fn(vm: *const Vm, slot: u16, cookie: *mut c_void) -> c_int;
-pub(super) type BoundsCheck =
-    unsafe extern "C" fn(context: *mut c_void, address: u64, size: u64) -> bool;
 /// Variadic in C. On x86_64 a function that looks at the named arguments only is called the same.
 pub(super) type PrintError =
     unsafe extern "C" fn(stream: *mut c_void, format: *const c_char) -> c_int;
-pub(super) type Debug = unsafe extern "C" fn(
-    context: *mut c_void,
-    slot: c_int,
-    registers: *mut u64,
-    stack: *const u8,
-    stack_len: usize,
-    written_registers: u64,
-    written_stack: *const u8,
-);
 
 unsafe extern "C" {
     pub(super) fn ubpf_create() -> *mut Vm;
     pub(super) fn ubpf_destroy(vm: *mut Vm);
     pub(super) fn ubpf_set_error_print(vm: *mut Vm, print: PrintError);
-    pub(super) fn ubpf_toggle_bounds_check(vm: *mut Vm, enable: bool) -> bool;
     pub(super) fn ubpf_register_external_dispatcher(
         vm: *mut Vm,
         dispatcher: unsafe extern "C" fn(),
@@ -47,12 +35,6 @@ unsafe extern "C" {
         calculator: StackUsage,
         cookie: *mut c_void,
     ) -> c_int;
-    pub(super) fn ubpf_register_data_bounds_check(
-        vm: *mut Vm,
-        context: *mut c_void,
-        check: BoundsCheck,
-    ) -> c_int;
-    pub(super) fn ubpf_register_debug_fn(vm: *mut Vm, context: *mut c_void, debug: Debug) -> c_int;
     pub(super) fn ubpf_load(
         vm: *mut Vm,
         code: *const c_void,
@@ -66,13 +48,5 @@ unsafe extern "C" {
         size: *mut usize,
         error: *mut *mut c_char,
         mode: c_uint,
-    ) -> c_int;
-    pub(super) fn ubpf_exec_ex(
-        vm: *const Vm,
-        memory: *mut c_void,
-        memory_len: usize,
-        value: *mut u64,
-        stack: *mut u8,
-        stack_len: usize,
     ) -> c_int;
 }

@@ -1,10 +1,10 @@
-//! A uBPF machine with a program in it: what the compiler and the interpreter have in common.
+//! A uBPF machine with a program in it.
 
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::ptr::{NonNull, null_mut};
 
 use super::ffi::{self, Vm};
-use crate::engine::{Frame, guard, watchdog};
+use crate::engine::{self, Frame, guard, watchdog};
 
 /// Slots of the largest program uBPF takes.
 const SLOTS_MAX: usize = 65_535;
@@ -114,11 +114,7 @@ unsafe extern "C" fn print_nothing(_: *mut c_void, _: *const c_char) -> c_int {
 
 /// Bytes of stack of the function at `slot`.
 unsafe extern "C" fn stack_usage(_: *const Vm, slot: u16, cookie: *mut c_void) -> c_int {
-    /// What a function may use that is not in the list: the most there is.
-    const MAX: u16 = 512;
     // SAFETY: the cookie is the one given in `Machine::load`.
     let Frames(frames) = unsafe { &*cookie.cast::<Frames>() };
-    let found = frames.binary_search_by_key(&u32::from(slot), |frame| frame.first_slot);
-    let bytes = found.map_or(MAX, |index| frames[index].stack_bytes);
-    c_int::from(bytes.min(u16::MAX - 15).next_multiple_of(16))
+    engine::stack_bytes(frames, slot.into()).into()
 }

@@ -1,8 +1,13 @@
 //! Hostile input, for the fuzzers of the linker, the engines and the device: mutations of real
-//! objects, and streams of instructions that are valid, nearly valid or noise.
+//! objects, streams of instructions that are valid, nearly valid or noise, and whole programs that
+//! get far ([`Fuzzer::program`]).
 //!
 //! Everything comes from a seed; the same seed gives the same inputs in the same order.
 
+mod object;
+mod typed;
+
+pub use self::object::{DataSection, Parts};
 use super::helpers::HELPERS;
 use super::insn::{CALL, EXIT, Insn, JA, LDDW};
 
@@ -72,7 +77,7 @@ impl Fuzzer {
         }
     }
 
-    fn pick<T: Copy>(&mut self, from: &[T]) -> T {
+    pub(crate) fn pick<T: Copy>(&mut self, from: &[T]) -> T {
         from[self.below(from.len())]
     }
 
@@ -80,7 +85,7 @@ impl Fuzzer {
     pub fn mutate(&mut self, object: &[u8]) -> Vec<u8> {
         let mut out = object.to_vec();
         for _ in 0..1 + self.below(4) {
-            match self.below(12) {
+            match self.below(16) {
                 0 => self.flip_bit(&mut out),
                 1 => self.set_byte(&mut out),
                 2 => self.set_number(&mut out, 0),
@@ -90,7 +95,8 @@ impl Fuzzer {
                 6 => self.swap_ranges(&mut out),
                 7 => self.shuffle_sections(&mut out),
                 8 => self.mutate_instruction(&mut out),
-                _ => self.mutate_tables(&mut out),
+                9..=11 => self.mutate_tables(&mut out),
+                _ => self.mutate_code(&mut out),
             }
         }
         out
@@ -216,6 +222,43 @@ impl Fuzzer {
         let slot = self.instruction(16, at % 16).to_le_bytes();
         if let Some(to) = out.get_mut(at..).and_then(|rest| rest.get_mut(..8)) {
             to.copy_from_slice(&slot);
+        }
+    }
+
+    /// `object` with a few instructions changed into similar ones: most of these are accepted and run.
+    pub fn mutate_kernel(&mut self, object: &[u8]) -> Vec<u8> {
+        let mut out = object.to_vec();
+        for _ in 0..1 + self.below(3) {
+            self.mutate_code(&mut out);
+        }
+        out
+    }
+
+    /// Changes an instruction of a section of code into a similar one.
+    fn mutate_code(&mut self, out: &mut [u8]) {
+        const EXECUTABLE: u64 = 4;
+        let Some((table, count)) = Self::section_table(out) else {
+            return;
+        };
+        let sections = (0..count).filter_map(|number| {
+            let header = table + number * SECTION_HEADER;
+            let flags = read_u64(out, header + 8)?;
+            let at = usize::try_from(read_u64(out, header + 24)?).ok()?;
+            let size = usize::try_from(read_u64(out, header + 32)?).ok()?;
+            let size = size.min(out.len().checked_sub(at)?) / 8 * 8;
+            (flags & EXECUTABLE != 0 && size > 0).then_some(at..at + size)
+        });
+        let sections: Vec<_> = sections.collect();
+        let chosen = self.below(sections.len());
+        let Some(range) = sections.into_iter().nth(chosen) else {
+            return;
+        };
+        let bytes = &mut out[range];
+        let (words, _) = bytes.as_chunks_mut::<8>();
+        let mut slots: Vec<u64> = words.iter().map(|w| u64::from_le_bytes(*w)).collect();
+        self.change_slot(&mut slots);
+        for (word, slot) in words.iter_mut().zip(slots) {
+            *word = slot.to_le_bytes();
         }
     }
 
