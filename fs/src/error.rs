@@ -65,6 +65,9 @@ pub enum Error {
     /// A commit failed; what was not durable before must be taken for lost.
     #[error("the commit failed, and the filesystem is read-only from now on")]
     CommitFailed,
+    /// An atomic write cannot be committed, since a part of it is missing.
+    #[error("a write failed, so that the atomic write it was part of did not happen")]
+    AtomicWriteLost,
     /// What was read is not what had been written.
     #[error("corrupt {what}: {detail}")]
     Corrupt {
@@ -150,6 +153,7 @@ impl Error {
             Error::NoMemory(_) => libc::ENOMEM,
             Error::KernelFailed(_)
             | Error::CommitFailed
+            | Error::AtomicWriteLost
             | Error::Corrupt { .. }
             | Error::BadBlock { .. }
             | Error::BadImage(_)

@@ -10,7 +10,7 @@ use std::fmt::Write;
 use warren_fs::catalog::{self, Key, Kind, NodeCache, NodeSource, Page, Tree};
 use warren_fs::format::checkpoint::{Checkpoint, RECORD_BLOCKS_MAX, ZoneRecord, ZoneUse};
 use warren_fs::format::chunk::{
-    self, CHUNK_BLOCKS, ChunkHeader, Class, Identity, Op, Payload, Transaction,
+    self, CHUNK_BLOCKS, ChunkHeader, Class, Identity, Op, Payload, Span, Transaction,
 };
 use warren_fs::format::record::{
     self, EntryRecord, InodeRecord, MAX_FRAGMENT, MAX_INLINE, Timestamp, XattrRecord,
@@ -142,6 +142,10 @@ fn chunk_sample() -> Vec<u8> {
         sequence: Sequence(99),
         durable: Sequence(98),
         class: Class::Hot,
+        span: Span {
+            continues: true,
+            goes_on: true,
+        },
         lba: Lba(1024),
         origin: Lba(512),
     };

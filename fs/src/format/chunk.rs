@@ -12,6 +12,9 @@
 //!
 //! The body is the payload table (runs of blocks with their owners), the CRC32C of every payload
 //! block, and the transactions. The header's CRC32C covers header and body.
+//!
+//! A transaction that is too long for one chunk is a run of parts, one in each of consecutive hot chunks:
+//! the last transaction of the first, all of those between, and the first of the last ([`Span`]).
 
 use serde::{Deserialize, Serialize};
 use zerocopy::little_endian::{U32, U64};
@@ -61,7 +64,8 @@ pub struct ChunkHeader {
     payload_blocks: U32,
     transactions: U32,
     class: u8,
-    reserved: [u8; 3],
+    span: u8,
+    reserved: [u8; 2],
     crc: U32,
 }
 
@@ -154,6 +158,19 @@ pub enum Op {
     },
 }
 
+impl Op {
+    /// Bytes of the encoded operation, an upper bound.
+    #[must_use]
+    pub fn encoded_len_max(&self) -> usize {
+        // The index of the variant, up to two keys, the length of the value.
+        let fixed = 4 + 2 * 17 + 8;
+        match self {
+            Op::Put { value, .. } => fixed + value.len(),
+            Op::Delete { .. } | Op::DeleteRange { .. } => fixed,
+        }
+    }
+}
+
 /// The changes of one transaction and the inode counter after it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Transaction {
@@ -169,6 +186,29 @@ pub fn tail_blocks(bytes: usize) -> u64 {
     bytes.saturating_sub(HEADER_ROOM).div_ceil(BLOCK_SIZE) as u64
 }
 
+/// How the transactions of a chunk go on from and into its neighbours in the log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Span {
+    /// The first transaction is a further part of the last one of the chunk before.
+    pub continues: bool,
+    /// The last transaction is a part, which the first one of the next chunk continues. If that chunk
+    /// does not say so too, the transaction never happened.
+    pub goes_on: bool,
+}
+
+impl Span {
+    fn to_byte(self) -> u8 {
+        u8::from(self.continues) | u8::from(self.goes_on) << 1
+    }
+
+    fn from_byte(byte: u8) -> Option<Span> {
+        (byte < 4).then_some(Span {
+            continues: byte & 1 != 0,
+            goes_on: byte & 2 != 0,
+        })
+    }
+}
+
 /// What the writer of a chunk says of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Identity {
@@ -179,6 +219,8 @@ pub struct Identity {
     pub durable: Sequence,
     /// Use of the chunk.
     pub class: Class,
+    /// Transactions that it has parts of.
+    pub span: Span,
     /// Address of the header block.
     pub lba: Lba,
     /// Where the chunk was first meant to be.
@@ -194,6 +236,8 @@ pub struct ChunkInfo {
     pub durable: Sequence,
     /// Use of the chunk.
     pub class: Class,
+    /// Transactions that it has parts of.
+    pub span: Span,
     /// Address of the header block.
     pub lba: Lba,
     /// Where the chunk was first meant to be; differs from `lba` after a failed write.
@@ -259,7 +303,8 @@ pub fn seal(
         payload_blocks: (crcs.len() as u32).into(),
         transactions: transactions.0.into(),
         class: identity.class as u8,
-        reserved: [0; 3],
+        span: identity.span.to_byte(),
+        reserved: [0; 2],
         crc: 0.into(),
     };
     header.crc = checksum::crc32c_append(checksum::crc32c(header.as_bytes()), &body).into();
@@ -320,6 +365,7 @@ pub fn parse_header(block: &[u8], lba: Lba, fsid: &[u8; 16]) -> Option<ParsedHea
         3 => Class::Node,
         _ => return None,
     };
+    let span = Span::from_byte(header.span)?;
     let body_bytes = header.body_bytes.get() as usize;
     let payload_blocks = u64::from(header.payload_blocks.get());
     let blocks = 1 + payload_blocks + tail_blocks(body_bytes);
@@ -331,6 +377,7 @@ pub fn parse_header(block: &[u8], lba: Lba, fsid: &[u8; 16]) -> Option<ParsedHea
             sequence: Sequence(header.sequence.get()),
             durable: Sequence(header.durable.get()),
             class,
+            span,
             lba,
             origin: Lba(header.origin.get()),
             payload_blocks,
@@ -426,6 +473,7 @@ mod tests {
             sequence: Sequence(5),
             durable: Sequence(4),
             class: Class::Hot,
+            span: Span::default(),
             lba: Lba(64),
             origin: Lba(64),
         };

@@ -3,10 +3,11 @@
 //! Under the writeback cache the kernel sends SEEK_DATA and SEEK_HOLE without writing dirty pages
 //! first (`fuse_lseek`, Linux 6.18), so the volume would report holes where there is data.
 //! Therefore such a request first has the kernel write them, by invalidating the pages of the
-//! inode, and only then is answered. The same holds for the snapshot that registering a kernel takes.
+//! inode, and only then is answered. The same holds for the snapshot that registering a kernel takes,
+//! and for the beginning and the end of an atomic write.
 //!
-//! That waits for write requests, which the event loops must be free to serve, so it happens on a
-//! thread of its own. Only files with a writable cached handle can have dirty pages: closing a
+//! That waits for write requests, which the event loops must be free to serve, so it happens on
+//! threads of its own: a few, since one may lead the commit that the others' atomic writes are to share. Only files with a writable cached handle can have dirty pages: closing a
 //! handle and unmapping a file write them. Other files are answered at once.
 
 use std::collections::HashMap;
@@ -21,6 +22,11 @@ use parking_lot::Mutex;
 use super::Core;
 use crate::types::Ino;
 
+const THREADS: usize = 3;
+
+/// What to do when pages have been written.
+pub(super) type Then = Box<dyn FnOnce(&WriteBack) + Send>;
+
 /// A seek whose answer depends on dirty pages.
 pub(super) struct PendingSeek {
     pub(super) ino: Ino,
@@ -34,7 +40,7 @@ pub(super) enum Pending {
     /// A seek.
     Seek(PendingSeek),
     /// Anything else: which files have to be written, and what to do then.
-    Other(Vec<Ino>, Box<dyn FnOnce() + Send>),
+    Other(Vec<Ino>, Then),
 }
 
 /// The files that may have dirty pages: their writable cached handles.
@@ -59,6 +65,24 @@ impl Writers {
     pub(super) fn contains(&self, ino: Ino) -> bool {
         self.0.lock().contains_key(&ino)
     }
+
+    pub(super) fn count(&self, ino: Ino) -> u64 {
+        self.0.lock().get(&ino).copied().unwrap_or(0)
+    }
+}
+
+/// The right to change the page cache, which only a thread has that serves no requests.
+pub(super) struct WriteBack(Notifier);
+
+impl WriteBack {
+    /// Has the kernel write the dirty pages of a file from `offset` on, and drop all of them.
+    pub(super) fn run(&self, ino: Ino, offset: i64) {
+        // The kernel knows the inodes, since somebody has them open; pages it cannot drop it has
+        // written all the same.
+        if let Err(error) = self.0.inval_inode(INodeNo(ino.0), offset, 0) {
+            tracing::debug!(inode = ino.0, "write-back: {error}");
+        }
+    }
 }
 
 /// The queue to the thread, and its end for [`start`].
@@ -66,36 +90,39 @@ pub(super) fn queue() -> (Sender<Pending>, Receiver<Pending>) {
     channel()
 }
 
-/// Starts the thread. It ends when the adapter that holds the other end of the queue goes.
+/// Starts the threads. They end when the adapter that holds the other end of the queue goes.
 pub(super) fn start(
-    core: Arc<Core>,
+    core: &Arc<Core>,
     pending: Receiver<Pending>,
-    notifier: Notifier,
-) -> io::Result<JoinHandle<()>> {
-    thread::Builder::new()
-        .name("write-back".into())
-        .spawn(move || {
-            // The kernel knows the inodes, since somebody has them open; pages it cannot drop it
-            // has written all the same.
-            let write_back = |ino: Ino, offset: i64| {
-                if let Err(error) = notifier.inval_inode(INodeNo(ino.0), offset, 0) {
-                    tracing::debug!(inode = ino.0, "write-back: {error}");
-                }
-            };
-            for request in pending {
-                match request {
-                    Pending::Seek(seek) => {
-                        // Data before the offset has no say in the answer.
-                        write_back(seek.ino, seek.offset);
-                        core.answer_seek(seek);
-                    }
-                    Pending::Other(files, then) => {
-                        files.into_iter().for_each(|ino| write_back(ino, 0));
-                        then();
-                    }
-                }
+    notifier: &Notifier,
+) -> io::Result<Vec<JoinHandle<()>>> {
+    let pending = Arc::new(Mutex::new(pending));
+    let one = |_| {
+        let (core, pending) = (Arc::clone(core), Arc::clone(&pending));
+        let write_back = WriteBack(notifier.clone());
+        thread::Builder::new()
+            .name("write-back".into())
+            .spawn(move || serve(&core, &pending, &write_back))
+    };
+    (0..THREADS).map(one).collect()
+}
+
+fn serve(core: &Core, pending: &Mutex<Receiver<Pending>>, write_back: &WriteBack) {
+    loop {
+        let request = pending.lock().recv();
+        match request {
+            Ok(Pending::Seek(seek)) => {
+                // Data before the offset has no say in the answer.
+                write_back.run(seek.ino, seek.offset);
+                core.answer_seek(seek);
             }
-        })
+            Ok(Pending::Other(files, then)) => {
+                files.into_iter().for_each(|ino| write_back.run(ino, 0));
+                then(write_back);
+            }
+            Err(_) => return,
+        }
+    }
 }
 
 #[cfg(test)]

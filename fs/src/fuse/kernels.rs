@@ -1,12 +1,13 @@
 //! Requests that kernels have a part in: which handles, which requests, and how they are answered.
 //!
-//! The number of a handle says whether [`Offload`](crate::offload::Offload) knows it; only then is
+//! The bits of a handle say whether [`Offload`](crate::offload::Offload) knows it; only then is
 //! it asked, so that ordinary requests see a bit test. Even through such a handle only the requests
 //! that a process waits for itself go to kernels: those carry the owner of locks. Requests that
 //! fill or write back the page cache (of a mapping, of splice) do not, and see the file as
 //! everybody does: kernel output never gets into the page cache.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use fuser::{
     Errno, FileHandle, FopenFlags, INodeNo, LockOwner, Notifier, ReplyData, ReplyEmpty, ReplyWrite,
@@ -14,7 +15,6 @@ use fuser::{
 };
 
 use super::Adapter;
-use super::dirty::Pending;
 use super::ops::answer;
 use crate::offload::value::Attribute;
 use crate::offload::{PageCache, ReadJob, SetRequest, WriteJob, WriteRequest};
@@ -23,11 +23,16 @@ use crate::volume::types::{Caller, XattrFlags};
 
 /// Handle bit: the handle bypasses the page cache.
 pub(super) const HANDLE_DIRECT: u64 = 1;
-/// Handle bit: the rest is the number of the handle.
+/// Handle bit: the rest is the number that `offload` gave it. Otherwise it is one of the adapter's:
+/// every handle of a file is another one.
 const HANDLE_NUMBERED: u64 = 2;
-const NUMBER_SHIFT: u32 = 2;
+/// Handle bit: it was opened for writing.
+pub(super) const HANDLE_WRITABLE: u64 = 4;
+/// Handle bit: reads and writes bypass the page cache, whoever sees to it.
+pub(super) const HANDLE_UNCACHED: u64 = 8;
+const NUMBER_SHIFT: u32 = 4;
 
-/// The number of a handle, if it has one.
+/// The number that `offload` gave a handle, if it did.
 pub(super) fn number(handle: FileHandle) -> Option<u64> {
     (handle.0 & HANDLE_NUMBERED != 0).then_some(handle.0 >> NUMBER_SHIFT)
 }
@@ -74,11 +79,18 @@ impl Adapter {
         };
         let mut handle = 0;
         if cached.contains(FopenFlags::FOPEN_DIRECT_IO) {
-            handle |= HANDLE_DIRECT;
+            handle |= HANDLE_DIRECT | HANDLE_UNCACHED;
         }
-        if let Some(number) = opened.number {
-            handle |= HANDLE_NUMBERED | number << NUMBER_SHIFT;
+        if uncached {
+            handle |= HANDLE_UNCACHED;
         }
+        if flags & libc::O_ACCMODE != libc::O_RDONLY {
+            handle |= HANDLE_WRITABLE;
+        }
+        handle |= match opened.number {
+            Some(number) => HANDLE_NUMBERED | number << NUMBER_SHIFT,
+            None => self.handle_numbers.fetch_add(1, Ordering::Relaxed) << NUMBER_SHIFT,
+        };
         (FileHandle(handle), cached)
     }
 
@@ -203,19 +215,14 @@ impl Adapter {
         let mut files = prepared.files().to_vec();
         files.retain(|ino| self.core.writers.contains(*ino));
         let core = Arc::clone(&self.core);
-        let register: Box<dyn FnOnce() + Send> = Box::new(move || {
+        let register = move || {
             let result = core.change("setxattr", ino, |_| core.offload.register(prepared));
             answer(reply, result);
-        });
+        };
         if files.is_empty() {
             return register();
         }
-        // The thread is there as long as this adapter is.
-        if let Err(unsent) = self.write_back.send(Pending::Other(files, register))
-            && let Pending::Other(_, register) = unsent.0
-        {
-            register();
-        }
+        self.on_write_back(files, move |_| register());
     }
 }
 

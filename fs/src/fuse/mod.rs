@@ -16,6 +16,7 @@
 //! A request that panics is answered with EIO, logged, and ends all changes of this mount: the
 //! state in memory may be half changed.
 
+mod atomic;
 mod convert;
 mod dirty;
 mod gate;
@@ -30,7 +31,7 @@ mod xattr;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender};
 use std::time::Duration;
 
@@ -41,6 +42,7 @@ use crate::offload::Offload;
 use crate::types::Ino;
 use crate::volume::Volume;
 use crate::volume::types::{Attributes, Seek};
+use atomic::WaitingOpens;
 use dirty::{Pending, PendingSeek, Writers};
 use gate::Gate;
 use options::MountOptions;
@@ -81,6 +83,8 @@ pub struct Adapter {
     writeback: bool,
     write_back: Sender<Pending>,
     gate: Arc<Gate>,
+    /// The next number of a handle that `offload` gives none.
+    handle_numbers: AtomicU64,
 }
 
 /// What the event loops share with the thread of [`dirty`].
@@ -88,6 +92,7 @@ struct Core {
     volume: Arc<Volume>,
     offload: Arc<Offload>,
     writers: Writers,
+    waiting: WaitingOpens,
     stale: StaleAttributes,
     /// A request has panicked; changes are refused from then on.
     broken: AtomicBool,
@@ -107,6 +112,7 @@ impl Adapter {
                 volume,
                 offload,
                 writers: Writers::default(),
+                waiting: WaitingOpens::default(),
                 stale: StaleAttributes::default(),
                 broken: AtomicBool::new(false),
             }),
@@ -115,6 +121,7 @@ impl Adapter {
             writeback: false,
             write_back,
             gate,
+            handle_numbers: AtomicU64::new(0),
         };
         (adapter, pending)
     }

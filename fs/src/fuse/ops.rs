@@ -20,7 +20,7 @@ use zns_backend::DmaBuffer;
 
 use super::dirty::{Pending, PendingSeek};
 use super::kernels::{HANDLE_DIRECT, KernelRead, KernelWrite};
-use super::{Adapter, GENERATION, convert, kernels};
+use super::{Adapter, GENERATION, convert};
 use crate::error::{Error, Result};
 use crate::types::{BLOCK_SIZE, Ino};
 use crate::volume::Volume;
@@ -185,7 +185,7 @@ impl Filesystem for Adapter {
         atime: Option<TimeOrNow>,
         mtime: Option<TimeOrNow>,
         ctime: Option<SystemTime>,
-        _fh: Option<FileHandle>,
+        fh: Option<FileHandle>,
         _crtime: Option<SystemTime>,
         _chgtime: Option<SystemTime>,
         _bkuptime: Option<SystemTime>,
@@ -206,7 +206,13 @@ impl Filesystem for Adapter {
             kill_privileges: false,
         };
         set.kill_privileges = ends_privileges(&caller, &set);
+        let session = self.core.writes_session(ino, fh, false);
         let result = self.core.change("setattr", ino, |volume| {
+            if let (Some(size), Some(owner)) = (set.size, session)
+                && volume.truncate_atomic(ino, owner, size)?
+            {
+                set.size = None;
+            }
             let changed = volume.setattr(&caller, ino, &set)?;
             if self.options.sync {
                 volume.fsync(ino)?;
@@ -344,7 +350,10 @@ impl Filesystem for Adapter {
                     self.core.writers.add(ino);
                 }
                 let (handle, cached) = self.handle(request, ino, flags.0);
-                reply.opened(handle, cached);
+                self.admit(ino, handle, flags.0, move |outcome| match outcome {
+                    Ok(()) => reply.opened(handle, cached),
+                    Err(errno) => reply.error(errno),
+                });
             }
             Err(errno) => reply.error(errno),
         }
@@ -376,7 +385,10 @@ impl Filesystem for Adapter {
                 let (handle, cached) = self.handle(request, file.ino, flags);
                 let timeout = self.options.attr_timeout.min(self.options.entry_timeout);
                 let attributes = convert::attributes(&file);
-                reply.created(&timeout, &attributes, GENERATION, handle, cached);
+                self.admit(file.ino, handle, flags, move |outcome| match outcome {
+                    Ok(()) => reply.created(&timeout, &attributes, GENERATION, handle, cached),
+                    Err(errno) => reply.error(errno),
+                });
             }
             Err(errno) => reply.error(errno),
         }
@@ -399,9 +411,17 @@ impl Filesystem for Adapter {
             let read = KernelRead { ino, offset, size };
             return self.read_through_kernels(job, read, reply);
         }
+        let session = self.core.reads_session(ino, fh, locks.is_some());
         READ_BUFFER.with_borrow_mut(|buffer| {
             let _absence = self.gate.step_out();
             let result = self.core.run("read", ino, |volume| {
+                if let Some(owner) = session {
+                    let mut own = Vec::new();
+                    if volume.read_atomic(ino, owner, offset, size as usize, &mut own)? {
+                        room(buffer, own.len()).copy_from_slice(&own);
+                        return Ok(0..own.len());
+                    }
+                }
                 volume.read_with(ino, offset, size as usize, |len| room(buffer, len))
             });
             match result {
@@ -442,7 +462,13 @@ impl Filesystem for Adapter {
             };
             return self.write_through_kernels(job, &write, reply);
         }
+        let session = self.core.writes_session(ino, Some(fh), from_cache);
         let result = self.core.change("write", ino, |volume| {
+            if let Some(owner) = session
+                && volume.write_atomic(ino, owner, offset, data, kill, now.is_some())?
+            {
+                return Ok(());
+            }
             volume.write(ino, offset, data, kill, now)?;
             if commit {
                 volume.fsync(ino)?;
@@ -480,16 +506,11 @@ impl Filesystem for Adapter {
     ) {
         let _turn = self.gate.turn();
         let ino = convert::ino(ino);
-        if self.makes_dirty(flags.0) {
-            self.core.writers.remove(ino);
-        }
-        self.core.stale.tell(ino);
-        let result = self.core.run("release", ino, |volume| {
-            volume.release(ino);
-            self.core.offload.close(ino, kernels::number(fh));
-            Ok(())
+        let makes_dirty = self.makes_dirty(flags.0);
+        self.end_session(ino, fh, move |core| {
+            core.stale.tell(ino);
+            answer(reply, core.close(ino, fh, makes_dirty));
         });
-        answer(reply, result);
     }
 
     fn fsync(&self, _: &Request, ino: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
@@ -646,15 +667,19 @@ impl Filesystem for Adapter {
     fn ioctl(
         &self,
         _: &Request,
-        _: INodeNo,
-        _: FileHandle,
-        _: IoctlFlags,
-        _: u32,
+        ino: INodeNo,
+        fh: FileHandle,
+        flags: IoctlFlags,
+        cmd: u32,
         _: &[u8],
         _: u32,
         reply: ReplyIoctl,
     ) {
-        reply.error(Errno::ENOTTY);
+        let _turn = self.gate.turn();
+        if flags.contains(IoctlFlags::FUSE_IOCTL_DIR) {
+            return reply.error(Errno::ENOTTY);
+        }
+        self.file_ioctl(convert::ino(ino), fh, cmd, reply);
     }
 
     fn poll(
@@ -728,6 +753,14 @@ impl Filesystem for Adapter {
         let (from, to) = (convert::ino(from), convert::ino(to));
         if self.copies_through_kernels(request, (from, from_handle), (to, to_handle)) {
             return reply.error(Errno::EINVAL);
+        }
+        if self
+            .core
+            .writes_session(to, Some(to_handle), false)
+            .is_some()
+        {
+            // The kernel then reads and writes, which is a part of the session.
+            return reply.error(Errno::EOPNOTSUPP);
         }
         let len = len.min(COPY_LEN_MAX);
         let result = self.core.change("copy_file_range", to, |volume| {

@@ -56,8 +56,8 @@ pub enum MountError {
 /// A mount whose event loops have not been started yet.
 pub struct Mounted {
     session: Session<Adapter>,
-    /// The thread of [`dirty`].
-    write_back: JoinHandle<()>,
+    /// The threads of [`dirty`].
+    write_back: Vec<JoinHandle<()>>,
     device: DeviceNumber,
 }
 
@@ -155,7 +155,7 @@ fn connect(
     offload: &Arc<Offload>,
     fuse: OwnedFd,
     options: &MountOptions,
-) -> io::Result<(Session<Adapter>, JoinHandle<()>)> {
+) -> io::Result<(Session<Adapter>, Vec<JoinHandle<()>>)> {
     let mut config = Config::default();
     let processors = thread::available_parallelism().map_or(2, |n| n.get());
     let threads = options
@@ -173,7 +173,7 @@ fn connect(
     let core = Arc::clone(&adapter.core);
     let session = Session::from_fd(adapter, fuse, SessionACL::All, config)?;
     stale::start(&core, session.notifier())?;
-    let write_back = dirty::start(core, pending, session.notifier())?;
+    let write_back = dirty::start(&core, pending, &session.notifier())?;
     Ok((session, write_back))
 }
 
@@ -277,7 +277,9 @@ impl Mounted {
         }
         let failed = |_| io::Error::other("an event loop failed");
         let result = loops.join().map_err(failed)?;
-        self.write_back.join().map_err(failed)?;
+        for thread in self.write_back {
+            thread.join().map_err(failed)?;
+        }
         result
     }
 }

@@ -82,7 +82,10 @@ pub(super) fn start(core: &Arc<Core>, notifier: Notifier) -> io::Result<()> {
             loop {
                 thread::sleep(TICK);
                 match core.upgrade() {
-                    Some(core) => core.stale.tell_all(),
+                    Some(core) => {
+                        core.stale.tell_all();
+                        core.refuse_late_opens();
+                    }
                     None => return,
                 }
             }

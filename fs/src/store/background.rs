@@ -185,10 +185,7 @@ impl Store {
                 let head = self.head.read();
                 // A version that is kept may be kept for ever.
                 let kept = |from, before| self.pins.any_kept_within(from, before);
-                let none_waits = head
-                    .zones
-                    .reclaimable(head.durable.version, kept)
-                    .is_empty();
+                let none_waits = head.reclaimable(head.durable.version, kept).is_empty();
                 if none_waits || head.zones.free_count() > self.limits.keep_zones {
                     return Ok(());
                 }

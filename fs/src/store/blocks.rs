@@ -69,32 +69,35 @@ impl Store {
         }
         for run in runs {
             let part = &mut buffer[at(run.start)..at(run.start + run.crcs.len() as u64)];
-            self.read_run(open, ino, &run, part)?;
+            self.read_run(open, ino, run.lba, run.start, &run.crcs, part)?;
         }
         Ok(())
     }
 
-    fn read_run(
+    /// Fills `out` with the blocks at `lba`, whose first is block `start` of the file.
+    pub(super) fn read_run(
         &self,
         open: Option<Option<&OpenChunk>>,
         ino: Ino,
-        run: &Run,
+        lba: Lba,
+        start: u64,
+        crcs: &[u32],
         out: &mut [u8],
     ) -> Result<()> {
-        if self.copy_from_memory(open, run.lba, out) {
+        if self.copy_from_memory(open, lba, out) {
             return Ok(());
         }
-        self.device.read(run.lba, out).inspect_err(|error| {
-            tracing::error!("inode {ino} byte {}: {error}", run.start * BLOCK);
+        self.device.read(lba, out).inspect_err(|error| {
+            tracing::error!("inode {ino} byte {}: {error}", start * BLOCK);
         })?;
-        Counters::add(&self.counters.blocks_read, run.crcs.len() as u64);
-        for (i, (block, crc)) in out.chunks_exact(BLOCK_SIZE).zip(&run.crcs).enumerate() {
+        Counters::add(&self.counters.blocks_read, crcs.len() as u64);
+        for (i, (block, crc)) in out.chunks_exact(BLOCK_SIZE).zip(crcs).enumerate() {
             if checksum::crc32c(block) != *crc {
                 Counters::add(&self.counters.checksum_errors, 1);
                 let error = Error::BadBlock {
                     ino,
-                    offset: (run.start + i as u64) * BLOCK,
-                    lba: run.lba.plus(i as u64),
+                    offset: (start + i as u64) * BLOCK,
+                    lba: lba.plus(i as u64),
                 };
                 tracing::error!("{error}");
                 return Err(error);

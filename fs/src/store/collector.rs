@@ -101,7 +101,7 @@ impl Store {
     fn has_empty_zones(&self) -> bool {
         let head = self.head.read();
         let read = |from, before| self.pins.any_within(from, before);
-        !head.zones.reclaimable(head.version, read).is_empty()
+        !head.reclaimable(head.version, read).is_empty()
     }
 
     /// Victims whose live blocks fit the free zones with some to spare. At least one zone's worth
@@ -113,10 +113,11 @@ impl Store {
         let budget = (free.saturating_sub(2) as u64).clamp(1, 4) * capacity;
         let greedy = free <= self.limits.low_zones;
         let kept = self.pins.newest_kept();
+        let staging: Vec<ZoneId> = head.staging_zones().into_iter().collect();
         let mut batch: Vec<ZoneId> = Vec::new();
         let (mut live, mut gain) = (0, 0);
         while batch.len() < BATCH_MAX && gain < goal as u64 * capacity {
-            let except = [tried, &batch].concat();
+            let except = [tried, &batch, &staging].concat();
             let Some(zone) = head.zones.victim(head.next_sequence, greedy, kept, &except) else {
                 break;
             };
@@ -136,7 +137,7 @@ impl Store {
         let zones = {
             let head = self.head.read();
             let read = |from, before| self.pins.any_within(from, before);
-            head.zones.reclaimable(head.durable.version, read)
+            head.reclaimable(head.durable.version, read)
         };
         for zone in &zones {
             let start = self.device.geometry().zone_start(*zone);

@@ -31,6 +31,7 @@ mod pinned;
 mod recovery;
 mod relocate;
 mod scan;
+pub mod staged;
 mod status;
 mod txn;
 mod view;
@@ -58,6 +59,7 @@ pub use commit::{Completion, Lead};
 use open_chunk::{OpenChunk, Sealed};
 pub use pinned::PinnedView;
 use relocate::Ghost;
+use staged::Staged;
 pub use txn::Txn;
 use view::Pins;
 pub use view::View;
@@ -82,6 +84,8 @@ pub struct StoreOptions {
     pub read_only: bool,
     /// Bound on catalog nodes kept in memory, in bytes.
     pub cache_bytes: usize,
+    /// Bound on what one atomic write keeps in memory, in bytes, before it goes to the log.
+    pub atomic_memory_bytes: usize,
     /// Run checkpoints, collection and timed commits on threads of the store. Tests switch this
     /// off and call them.
     pub background: bool,
@@ -92,6 +96,7 @@ impl Default for StoreOptions {
         StoreOptions {
             read_only: false,
             cache_bytes: 64 << 20,
+            atomic_memory_bytes: 4 << 20,
             background: true,
         }
     }
@@ -163,6 +168,8 @@ struct Head {
     relocations: u64,
     /// Chunks that were rewritten elsewhere and that old versions know by their old address.
     ghosts: Vec<Ghost>,
+    /// Blocks in the log that no record maps yet.
+    staged: Staged,
 }
 
 /// What a checkpoint contains.
@@ -311,9 +318,12 @@ impl Head {
         })
     }
 
-    /// Blocks in use: live on the device, promised, or resident and bound for the next checkpoint.
+    /// Blocks in use: live on the device, promised, staged, or resident and bound for the next checkpoint.
     fn used(&self) -> u64 {
-        self.zones.live_total() + self.reserved + self.tree.dirty_nodes() as u64
+        self.zones.live_total()
+            + self.reserved
+            + self.staged.blocks()
+            + self.tree.dirty_nodes() as u64
     }
 
     /// Blocks that can be in use: those of retired zones are lost.

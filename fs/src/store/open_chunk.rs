@@ -6,7 +6,7 @@ use zns_backend::DmaBuffer;
 
 use crate::catalog::Key;
 use crate::checksum;
-use crate::format::chunk::{self, Class, Identity, Payload, table_bytes, tail_blocks};
+use crate::format::chunk::{self, Class, Identity, Payload, Span, table_bytes, tail_blocks};
 use crate::types::{BLOCK_SIZE, Ino, Lba, Sequence, ZoneId};
 
 /// A chunk whose place in a zone is fixed and whose contents are growing.
@@ -20,6 +20,7 @@ pub(super) struct OpenChunk {
     crcs: Vec<u32>,
     transactions: Vec<u8>,
     transaction_count: u32,
+    span: Span,
 }
 
 /// A chunk on its way to the device; its contents do not change any more.
@@ -52,6 +53,7 @@ impl OpenChunk {
             crcs: Vec::new(),
             transactions: Vec::new(),
             transaction_count: 0,
+            span: Span::default(),
         }
     }
 
@@ -132,6 +134,15 @@ impl OpenChunk {
         self.transaction_count += 1;
     }
 
+    /// Takes a part of an encoded transaction, which must fit, and nothing behind it unless it is the
+    /// last one. Parts but the first go into a chunk that has no transaction yet.
+    pub(super) fn push_part(&mut self, bytes: &[u8], first: bool, last: bool) {
+        debug_assert!(first || self.transaction_count == 0);
+        self.push_transaction(bytes);
+        self.span.continues |= !first;
+        self.span.goes_on = !last;
+    }
+
     /// Copies payload blocks from `lba` on to `out` if they stand in this chunk.
     pub(super) fn copy_to(&self, lba: Lba, out: &mut [u8]) -> bool {
         let blocks = (out.len() / BLOCK_SIZE) as u64;
@@ -153,6 +164,7 @@ impl OpenChunk {
             sequence: Sequence(sequence),
             durable: Sequence(durable.min(sequence)),
             class: self.class,
+            span: self.span,
             lba: self.start,
             origin: self.start,
         };

@@ -23,6 +23,7 @@ use super::checkpoint::class_of;
 use super::commit::Commits;
 use super::extent::{Backing, Extent};
 use super::scan::{FoundChunk, read_chunk};
+use super::staged::Staged;
 use super::txn::account;
 use super::view::Pins;
 use super::writer::Writer;
@@ -102,6 +103,7 @@ impl Store {
             log_blocks: 0,
             relocations: 0,
             ghosts: Vec::new(),
+            staged: Staged::default(),
         };
         let anchors = Anchors::format(Arc::clone(device), superblock)?;
         let store = Store::assemble(
@@ -156,6 +158,7 @@ impl Store {
             log_blocks: 0,
             relocations: 0,
             ghosts: Vec::new(),
+            staged: Staged::default(),
         };
         let clean = checkpoint.clean && log.newest == 0;
         let mut store = Store::assemble(
@@ -221,6 +224,7 @@ impl Store {
         let (settle, log_end) = {
             let mut head = self.head.write();
             let first = head.next_sequence;
+            let mut parts = Vec::new();
             for chunk in log.chunks.values() {
                 if chunk.info.sequence.0 != head.next_sequence {
                     break;
@@ -232,7 +236,7 @@ impl Store {
                     );
                     break;
                 }
-                for transaction in &chunk.body.transactions {
+                for transaction in whole_transactions(chunk, &mut parts) {
                     self.replay(&mut head, transaction, &log.moved)?;
                 }
                 head.next_sequence += 1;
@@ -343,6 +347,29 @@ impl Store {
         }
         Ok(())
     }
+}
+
+/// The transactions that are complete with this chunk. `parts` has those of one that the chunks
+/// before have begun, and gets those of one that goes on. What the next chunk does not continue was
+/// undone before it was committed.
+fn whole_transactions<'a>(
+    chunk: &'a FoundChunk,
+    parts: &mut Vec<&'a Transaction>,
+) -> Vec<&'a Transaction> {
+    let span = chunk.info.span;
+    if !span.continues {
+        parts.clear();
+    }
+    let mut whole = std::mem::take(parts);
+    whole.extend(&chunk.body.transactions);
+    if span.goes_on {
+        let begun = match span.continues && chunk.body.transactions.len() == 1 {
+            true => 0,
+            false => whole.len().saturating_sub(1),
+        };
+        *parts = whole.split_off(begun);
+    }
+    whole
 }
 
 /// The value with a moved address, if it is an extent that has one.

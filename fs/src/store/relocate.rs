@@ -121,6 +121,7 @@ impl Store {
         // Older versions find their blocks here, too.
         head.zones.keep_for(zone, 0);
         self.translate_extents(head, sealed, lba)?;
+        head.staged.moved(sealed.lba, sealed.blocks, lba);
         head.version += 1;
         head.relocations += 1;
         head.settle_retired()?;

@@ -95,6 +95,7 @@ impl Store {
                 vec![
                     ("live_blocks", head.zones.live_total()),
                     ("reserved_blocks", head.reserved),
+                    ("staged_blocks", head.staged.blocks()),
                     ("used_blocks", head.used()),
                     ("usable_blocks", head.usable(&self.limits)),
                 ],

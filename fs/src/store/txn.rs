@@ -13,9 +13,13 @@ use super::view::scan_tree;
 use super::{Counters, Head, IN_FLIGHT_MAX, Records, Store, Value};
 use crate::catalog::{Key, Kind};
 use crate::error::{Error, Result};
-use crate::format::chunk::{Op, Transaction};
+use crate::format::chunk::{CHUNK_BLOCKS, Op, Transaction};
 use crate::format::encode_into;
 use crate::types::{BLOCK_SIZE, Ino, Lba, Sequence};
+
+/// Bytes of an encoded transaction beyond which it is divided. A part fits any chunk of a zone that has
+/// half a chunk left.
+const PART_BYTES_MAX: usize = CHUNK_BLOCKS as usize / 2 * BLOCK_SIZE;
 
 /// A transaction: all of it happens, or (dropped, failed or crashed before commit) nothing.
 /// Transactions run one at a time; keep them short and let no I/O wait inside them.
@@ -55,6 +59,28 @@ impl Store {
             undo: Vec::new(),
         })
     }
+}
+
+/// A transaction as it stands in the log: in one part unless it is very long.
+fn encode_parts(next_ino: u64, ops: Vec<Op>) -> Vec<Vec<u8>> {
+    let encode = |ops| {
+        let mut bytes = Vec::with_capacity(256);
+        encode_into(&mut bytes, &Transaction { next_ino, ops });
+        bytes
+    };
+    let mut parts = Vec::new();
+    let (mut part, mut bytes) = (Vec::new(), 0);
+    for op in ops {
+        let len = op.encoded_len_max();
+        if bytes + len > PART_BYTES_MAX {
+            parts.push(encode(std::mem::take(&mut part)));
+            bytes = 0;
+        }
+        bytes += len;
+        part.push(op);
+    }
+    parts.push(encode(part));
+    parts
 }
 
 /// Changes the live counts from what `old` occupied to what `new` occupies.
@@ -100,7 +126,7 @@ impl Txn<'_> {
             .expect("a live transaction holds the head")
     }
 
-    fn head_mut(&mut self) -> &mut Head {
+    pub(super) fn head_mut(&mut self) -> &mut Head {
         self.head
             .as_deref_mut()
             .expect("a live transaction holds the head")
@@ -225,13 +251,17 @@ impl Txn<'_> {
         let store = self.store;
         if !self.ops.is_empty() {
             let ops = std::mem::take(&mut self.ops);
-            let next_ino = store.next_ino();
-            let mut bytes = Vec::with_capacity(256);
-            encode_into(&mut bytes, &Transaction { next_ino, ops });
+            let parts = encode_parts(store.next_ino(), ops);
             let head = self.head_mut();
-            store
-                .open_chunk(head, 0, bytes.len())?
-                .push_transaction(&bytes);
+            let last = parts.len() - 1;
+            for (at, part) in parts.iter().enumerate() {
+                // If there is no chunk for a part, those before it are never continued.
+                let chunk = store.open_chunk(head, 0, part.len())?;
+                chunk.push_part(part, at == 0, at == last);
+                if at < last {
+                    store.seal_open(head);
+                }
+            }
             head.version += 1;
             // The log has the transaction already.
             store.latch("committing", head.settle_retired())?;

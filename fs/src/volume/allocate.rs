@@ -177,6 +177,7 @@ impl Volume {
         let range = (offset, end);
         let edges = self.read_edges(ino, offset, end)?;
         let mut txn = self.store.begin()?;
+        self.sessions.admit(ino)?;
         let mut inode = inode::load_file(&txn, ino)?;
         if allocation == Allocation::Punch && inode.has(InodeRecord::INLINE) {
             punch_inline(&mut txn, ino, &mut inode, range)?;

@@ -44,7 +44,9 @@ impl Volume {
     /// `NotFound`; device errors.
     pub fn getattr(&self, ino: Ino) -> Result<Attributes> {
         let inode = inode::load(&self.store.view(), ino)?;
-        Ok(inode::attributes(ino, &inode))
+        let mut attributes = inode::attributes(ino, &inode);
+        self.sessions.adjust(&mut attributes);
+        Ok(attributes)
     }
 
     /// Changes attributes, all of them or none. A change of the owner or group ends set-ID bits
@@ -60,6 +62,9 @@ impl Volume {
             None => Edges::default(),
         };
         let mut txn = self.store.begin()?;
+        if set.size.is_some() {
+            self.sessions.admit(ino)?;
+        }
         let mut inode = load(&txn, ino, set)?;
         let now = inode::to_timestamp(Time::now());
         if let Some(size) = set.size {
@@ -76,6 +81,8 @@ impl Volume {
         inode.ctime = set.ctime.map_or(now, inode::to_timestamp);
         inode::save(&mut txn, ino, &inode)?;
         self.commit(txn, &[ino])?;
-        Ok(inode::attributes(ino, &inode))
+        let mut attributes = inode::attributes(ino, &inode);
+        self.sessions.adjust(&mut attributes);
+        Ok(attributes)
     }
 }

@@ -286,6 +286,7 @@ impl Volume {
             return Ok(());
         }
         let mut txn = self.store.begin()?;
+        self.sessions.admit(ino)?;
         let mut inode = inode::load_file(&txn, ino)?;
         write_bytes(&mut txn, ino, &mut inode, offset, data, &edges)?;
         if kill_privileges {
@@ -332,6 +333,7 @@ impl Volume {
         }
         let edges = self.read_edges(ino, offset, end)?;
         let mut txn = self.store.begin()?;
+        self.sessions.admit(ino)?;
         let mut inode = inode::load_file(&txn, ino)?;
         // The range is larger than what lives in the catalog.
         inline_to_block(&mut txn, ino, &mut inode)?;
@@ -363,6 +365,7 @@ impl Volume {
             edges
         };
         let mut txn = self.store.begin()?;
+        self.sessions.admit(ino)?;
         let mut inode = inode::load_file(&txn, ino)?;
         let at = inode.size;
         if at + data.len() as u64 > MAX_FILE_SIZE {

@@ -193,6 +193,12 @@ impl Volume {
         shard.get(&ino).is_some_and(|state| state.handles > 0)
     }
 
+    /// How many open handles of `ino` there are.
+    pub fn open_handles(&self, ino: Ino) -> u64 {
+        let shard = self.handles.shard(ino).lock();
+        shard.get(&ino).map_or(0, |state| state.handles)
+    }
+
     /// Drops a handle.
     pub fn release(&self, ino: Ino) {
         let last = self.handles.release(ino, |state| {

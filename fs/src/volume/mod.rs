@@ -13,12 +13,13 @@
 //! What lies where: `inode` (attributes), `directory` (entries), `namespace` and `rename` (names),
 //! `file` (reading and writing), `allocate` (sizes, holes, reserved space), `attributes`
 //! (setattr), `xattr` and `acl`, `snapshot` (files at a
-//! moment), `handles` (uses and orphans), `durability` (fsync).
+//! moment), `handles` (uses and orphans), `durability` (fsync), `atomic` (writes that happen together).
 //!
 //! Access times change only by [`Volume::setattr`]: reads leave no trace (`noatime`).
 
 mod acl;
 mod allocate;
+pub mod atomic;
 mod attributes;
 mod directory;
 mod durability;
@@ -39,6 +40,7 @@ use crate::error::{Error, Result};
 use crate::format::record::InodeRecord;
 use crate::store::{Store, StoreOptions};
 use crate::types::Ino;
+use atomic::Sessions;
 use durability::Positions;
 use handles::Handles;
 use types::{Statistics, Time};
@@ -55,6 +57,7 @@ pub struct Volume {
     store: Arc<Store>,
     handles: Handles,
     positions: Positions,
+    sessions: Sessions,
 }
 
 impl Volume {
@@ -68,6 +71,7 @@ impl Volume {
             store: Store::open(device, options)?,
             handles: Handles::new(),
             positions: Positions::new(),
+            sessions: Sessions::new(options.atomic_memory_bytes),
         };
         if !options.read_only {
             volume.make_root()?;

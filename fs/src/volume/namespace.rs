@@ -154,7 +154,9 @@ impl Volume {
             }
         };
         let inode = inode::load_named(&view, ino)?;
-        Ok(inode::attributes(ino, &inode))
+        let mut attributes = inode::attributes(ino, &inode);
+        self.sessions.adjust(&mut attributes);
+        Ok(attributes)
     }
 
     /// The target of a symlink.
@@ -316,7 +318,9 @@ impl Volume {
         inode::touch(&mut directory, now);
         inode::save(&mut txn, parent, &directory)?;
         self.commit(txn, &[parent, ino])?;
-        Ok(inode::attributes(ino, &child))
+        let mut attributes = inode::attributes(ino, &child);
+        self.sessions.adjust(&mut attributes);
+        Ok(attributes)
     }
 
     /// Removes a name of anything but a directory. (The kernel checks the sticky bit.)

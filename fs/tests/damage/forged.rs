@@ -7,7 +7,9 @@ use rand::{Rng, RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use warren_fs::catalog::{Key, Kind};
 use warren_fs::format::checkpoint::{Checkpoint, ZoneUse};
-use warren_fs::format::chunk::{CHUNK_BLOCKS, Class, Identity, Op, Payload, Transaction, seal};
+use warren_fs::format::chunk::{
+    CHUNK_BLOCKS, Class, Identity, Op, Payload, Span, Transaction, seal,
+};
 use warren_fs::fsck;
 use warren_fs::store::Store;
 use warren_fs::store::extent::{Backing, Extent};
@@ -183,6 +185,7 @@ fn with_chunk(
         sequence: Sequence(store.info().sequence),
         durable: Sequence(0),
         class: Class::Hot,
+        span: Span::default(),
         lba,
         origin: lba,
     };

@@ -1,6 +1,7 @@
 //! What a volume does, operation by operation, without a mount.
 
 mod acls;
+mod atomic;
 mod attributes;
 mod common;
 mod concurrency;

@@ -46,12 +46,14 @@ pub(crate) type Both = (u64, Ino);
 pub(crate) fn store_options() -> StoreOptions {
     StoreOptions {
         cache_bytes: 1 << 20,
+        // So little that most atomic writes are sent ahead to the log.
+        atomic_memory_bytes: 32 << 10,
         background: false,
         ..StoreOptions::default()
     }
 }
 
-const ROOT_CALLER: Caller = Caller {
+pub(crate) const ROOT_CALLER: Caller = Caller {
     uid: 0,
     gid: 0,
     pid: 1,
@@ -177,6 +179,7 @@ impl Pair {
             | Op::Change { target, .. }
             | Op::Fallocate { target, .. }
             | Op::Seek { target, .. }
+            | Op::Session { target, .. }
             | Op::SetXattr { target, .. }
             | Op::GetXattr { target, .. }
             | Op::RemoveXattr { target, .. }
@@ -189,6 +192,7 @@ impl Pair {
 
     fn apply_to(&mut self, both: Both, op: &Op) -> Result<(), Trouble> {
         match op {
+            Op::Session { pieces, end, .. } => self.session(both, pieces, *end),
             Op::Read { offset, len, .. } => {
                 let mut out = Vec::new();
                 let want = self.reference.read(both.0, *offset, *len);

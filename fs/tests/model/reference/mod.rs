@@ -7,6 +7,7 @@
 //! Copies are cheap (nodes are shared), so a test keeps one per operation.
 //! Left out: times, ACLs, permission checks, and space.
 
+mod atomic;
 mod contents;
 pub(crate) mod device;
 pub(crate) mod digest;

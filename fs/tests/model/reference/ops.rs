@@ -8,6 +8,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use warren_fs::volume::types::FileKind;
 
+use super::atomic::{End, Piece};
 use super::{Body, Change, Maker, ROOT, Reference, SIZE_MAX};
 
 /// Handles that may be open at once.
@@ -104,6 +105,12 @@ pub(crate) enum Op {
     Seek {
         target: Target,
         offset: u64,
+    },
+    /// An atomic write from its start to its end.
+    Session {
+        target: Target,
+        pieces: Vec<Piece>,
+        end: End,
     },
     SetXattr {
         target: Target,
@@ -471,6 +478,9 @@ impl Generator {
 
     fn writing(&mut self, scene: &Scene) -> Op {
         let target = self.file(scene);
+        if self.one_in(8) {
+            return self.session(target);
+        }
         if self.one_in(6) {
             let size = self.offset();
             return Op::Change {
@@ -486,6 +496,32 @@ impl Generator {
             len,
             seed,
             kill,
+        }
+    }
+
+    fn session(&mut self, target: Target) -> Op {
+        let mut pieces = Vec::new();
+        for _ in 0..self.rng.random_range(0..9) {
+            pieces.push(match self.rng.random_range(0..16) {
+                0 => Piece::Checkpoint,
+                1 => Piece::Collect,
+                2 => Piece::Sync,
+                3 => Piece::Resize(self.offset().min(SIZE_MAX)),
+                _ => Piece::Write {
+                    offset: self.offset().min(SIZE_MAX - (1 << 20)),
+                    len: self.len(),
+                    seed: self.rng.random(),
+                },
+            });
+        }
+        let end = match self.one_in(4) {
+            true => End::Abort,
+            false => End::Commit,
+        };
+        Op::Session {
+            target,
+            pieces,
+            end,
         }
     }
 
