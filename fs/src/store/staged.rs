@@ -14,6 +14,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::extent::{Backing, Extent, MAX_MAPPED};
 use super::{Head, Store, Txn};
+use crate::checksum;
 use crate::error::{Error, Result};
 use crate::types::{BLOCK_SIZE, Ino, Lba, ZoneId};
 
@@ -71,7 +72,7 @@ impl Store {
     /// # Errors
     /// `NoSpace`, `ReadOnly`, device errors; then none of them is staged.
     pub fn stage(&self, stage: Stage, ino: Ino, first: u64, data: &[u8]) -> Result<()> {
-        let crcs: Vec<u32> = data.chunks_exact(BLOCK_SIZE).map(crc32c::crc32c).collect();
+        let crcs: Vec<u32> = data.chunks_exact(BLOCK_SIZE).map(checksum::crc32c).collect();
         let mut txn = self.begin()?;
         txn.claim_space(crcs.len() as u64)?;
         let mut block = first;
