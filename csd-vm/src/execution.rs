@@ -1,10 +1,10 @@
 //! One execution: a program is made ready in a cage, runs, and its end is told.
 
 use std::os::raw::c_long;
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use crate::abi::{DATA_AT, Execution, Places, REQUEST_BYTES, describe};
+use crate::cancellation::{Cancellation, Term};
 use crate::device::{Core, LoadedProgram};
 use crate::engine::cage::{Access, Cage, CageConfig, CageError, DataImage, Layout, Region};
 use crate::engine::{Code, Deadline, Engine, Exit, Frame, Linked, Prepared};
@@ -103,9 +103,15 @@ impl Instance {
     }
 
     /// Runs `program`, which was bound last.
-    pub(crate) fn run(&mut self, core: &Core, program: &Program, request: &Request) -> End {
+    pub(crate) fn run(
+        &mut self,
+        core: &Core,
+        program: &Program,
+        request: &Request,
+        cancellation: Option<&Cancellation>,
+    ) -> End {
         match self.prepare(program, request) {
-            Ok(places) => self.run_prepared(core, request, places),
+            Ok(places) => self.run_prepared(core, request, cancellation, places),
             Err(error) => End {
                 status: Err(Failure::Internal(error.to_string())),
                 usage: Usage::default(),
@@ -205,22 +211,36 @@ impl Instance {
         Ok(self.cage.address(Region::Call) + DATA_AT)
     }
 
-    fn run_prepared(&mut self, core: &Core, request: &Request, places: Places) -> End {
+    fn run_prepared(
+        &mut self,
+        core: &Core,
+        request: &Request,
+        cancellation: Option<&Cancellation>,
+        places: Places,
+    ) -> End {
         let time = request.limits.time.min(FOREVER);
         let call = [self.cage.address(Region::Call), REQUEST_BYTES as u64];
         let faults = minor_faults();
         let start = Instant::now();
+        let term = Term {
+            deadline: start + time,
+            time: request.limits.time,
+            stopping: &core.stopping,
+            cancellation,
+        };
         let mut execution = Execution::new(
-            (&*core.storage, &core.stopping),
+            &*core.storage,
             request,
             &mut self.window,
             &mut self.appended,
             places,
-            start + time,
+            term,
         );
         let exit = match self.compiled.last() {
             Some(compiled) => {
                 let deadline = Deadline::after(time).in_group(core.group);
+                let own = cancellation.map(Cancellation::group);
+                let deadline = own.map_or(deadline, |group| deadline.in_group(group));
                 compiled
                     .code
                     .run(&mut self.cage, call, &mut execution, deadline)
@@ -230,10 +250,7 @@ impl Instance {
         let mut usage = execution.usage;
         usage.run_ns = nanos(start.elapsed());
         let (emitted, failure) = (execution.emitted, execution.failure.take());
-        let status = match status(exit, failure, request) {
-            Err(Failure::TimedOut(_)) if core.stopping.load(Relaxed) => Err(Failure::Stopped),
-            status => status,
-        };
+        let status = status(exit, failure, &term);
         if status.is_ok() {
             usage.bytes_returned = emitted;
             usage.bytes_appended = self.appended.len() as u64;
@@ -265,12 +282,12 @@ fn frame(function: &crate::program::Function) -> Frame {
     }
 }
 
-fn status(exit: Exit, failure: Option<Failure>, request: &Request) -> Result<u64, Failure> {
+fn status(exit: Exit, failure: Option<Failure>, term: &Term<'_>) -> Result<u64, Failure> {
     match exit {
         Exit::Returned(value) => returned(value),
         Exit::Fault(at) => Err(Failure::Fault(at)),
         Exit::StackOverflow => Err(Failure::StackOverflow),
-        Exit::TimedOut => Err(Failure::TimedOut(request.limits.time)),
+        Exit::TimedOut => Err(term.failure()),
         Exit::Aborted => {
             Err(failure.unwrap_or_else(|| Failure::Internal("a helper panicked".into())))
         }

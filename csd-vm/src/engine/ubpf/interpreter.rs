@@ -142,6 +142,10 @@ impl Helpers for Noting<'_> {
         STATE.with(|state| state.next.set(Next::Called));
         self.0.call(cage, number, arguments)
     }
+
+    fn is_called_off(&self) -> bool {
+        self.0.is_called_off()
+    }
 }
 
 /// Runs the machine of this thread. The arguments of the program get into its registers by
