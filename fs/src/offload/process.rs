@@ -1,15 +1,18 @@
 //! Processes, as `/proc` shows them: who makes a request, what it may do, what it has open.
 //!
 //! A request names the thread that made it. A process is identified by its PID and the time it
-//! started, since PIDs are used again.
+//! started, since PIDs are used again. A thread that waits for the answer to a request cannot be gone,
+//! so what it is told to be then is certain.
 
 use std::collections::HashSet;
 use std::fs;
 use std::io::{self, Read};
 use std::os::fd::{FromRawFd, OwnedFd};
-use std::path::PathBuf;
-use std::sync::OnceLock;
+use std::sync::Arc;
 
+use super::dying::Signals;
+use super::limits::DESCRIPTORS_MAX;
+use super::rights::{Rights, same_user_namespace};
 use crate::error::{Error, Result};
 use crate::volume::types::Credentials;
 
@@ -18,6 +21,8 @@ const GENERATIONS_MAX: usize = 256;
 
 const CAP_DAC_OVERRIDE: u64 = 1 << 1;
 const CAP_DAC_READ_SEARCH: u64 = 1 << 2;
+/// Flag of a thread that has begun to end (PF_EXITING).
+const EXITING: u64 = 4;
 
 /// A process: its PID, which is used again, and when it started (in clock ticks since boot).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -28,18 +33,54 @@ pub(super) struct ProcessId {
     pub(super) started: u64,
 }
 
-/// What `/proc/PID/stat` tells.
-struct Stat {
+/// What `/proc/PID/stat` tells of who has not ended.
+pub(super) struct Stat {
     parent: u32,
-    started: u64,
+    pub(super) started: u64,
+    /// It is about to end.
+    pub(super) exiting: bool,
 }
 
 /// What `/proc/TID/status` tells.
-struct Status {
-    thread_group: u32,
-    user_ids: Vec<u32>,
-    groups: Vec<u32>,
-    capabilities: u64,
+pub(super) struct Status {
+    pub(super) thread_group: u32,
+    /// Real, effective, saved, and that of the filesystem.
+    pub(super) users: Vec<u32>,
+    pub(super) groups: Vec<u32>,
+    pub(super) supplementary: Vec<u32>,
+    effective: u64,
+    pub(super) permitted: u64,
+    pub(super) signals: Signals,
+    pub(super) has_memory: bool,
+}
+
+/// Who opened a file: never changes, whatever becomes of the process.
+#[derive(Clone, Debug)]
+pub(super) struct Opener {
+    pub(super) process: ProcessId,
+    /// As they were then.
+    pub(super) rights: Arc<Rights>,
+}
+
+impl Opener {
+    /// The process of a thread that waits for its file to be opened; `None` if it has no number
+    /// here.
+    pub(super) fn of(thread: u32) -> Option<Opener> {
+        let status = Status::read(thread)?;
+        Some(Opener {
+            process: ProcessId::leading(status.thread_group).ok()?,
+            rights: Arc::new(Rights::of(thread, &status)?),
+        })
+    }
+}
+
+/// The descriptors that a process has of a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Descriptors {
+    /// How many there are.
+    Counted(usize),
+    /// The process has more descriptors than are looked through.
+    TooMany,
 }
 
 impl ProcessId {
@@ -53,19 +94,12 @@ impl ProcessId {
     }
 
     /// The process with this PID.
-    fn leading(pid: u32) -> Result<ProcessId> {
+    pub(super) fn leading(pid: u32) -> Result<ProcessId> {
         let stat = Stat::read(pid).ok_or(Error::NoProcess(pid))?;
         Ok(ProcessId {
             pid,
             started: stat.started,
         })
-    }
-
-    /// Whether a thread belongs to it. `false` if the thread is gone.
-    #[must_use]
-    pub(super) fn has_thread(self, thread: u32) -> bool {
-        let path = format!("/proc/{}/task/{thread}", self.pid);
-        (thread == self.pid || fs::exists(path).unwrap_or(false)) && self.is_alive()
     }
 
     /// Whether it is still the process with its PID.
@@ -123,16 +157,20 @@ impl ProcessId {
     #[must_use]
     pub(super) fn belongs_to(self, uid: u32) -> bool {
         Status::read(self.pid).is_some_and(|status| {
-            !status.user_ids.is_empty() && status.user_ids.iter().all(|id| *id == uid)
+            !status.users.is_empty() && status.users.iter().all(|id| *id == uid)
         })
     }
 
-    /// The flags of open(2) of every descriptor it has of the inode `ino` on the filesystem with
-    /// this device number.
+    /// The descriptors it has of the inode `ino` on the filesystem with this device number. Those
+    /// that only name the file (O_PATH) do not count.
     ///
     /// # Errors
     /// When its descriptors cannot be listed.
-    pub(super) fn open_flags(self, (major, minor): (u32, u32), ino: u64) -> io::Result<Vec<i32>> {
+    pub(super) fn descriptors(
+        self,
+        (major, minor): (u32, u32),
+        ino: u64,
+    ) -> io::Result<Descriptors> {
         let mounts = fs::read_to_string(format!("/proc/{}/mountinfo", self.pid))?;
         let device = format!("{major}:{minor}");
         let mounts: HashSet<&str> = mounts
@@ -143,8 +181,12 @@ impl ProcessId {
                 (fields.nth(1)? == device).then_some(id)
             })
             .collect();
-        let mut found = Vec::new();
-        for entry in fs::read_dir(format!("/proc/{}/fdinfo", self.pid))? {
+        let mut found = 0;
+        let entries = fs::read_dir(format!("/proc/{}/fdinfo", self.pid))?;
+        for (count, entry) in entries.enumerate() {
+            if count >= DESCRIPTORS_MAX {
+                return Ok(Descriptors::TooMany);
+            }
             // A descriptor that is closed while we look is not there.
             let Ok(text) = entry.and_then(|entry| fs::read_to_string(entry.path())) else {
                 continue;
@@ -157,39 +199,38 @@ impl ProcessId {
                 && field("mnt_id:").is_some_and(|id| mounts.contains(id));
             if same {
                 let flags = field("flags:").and_then(|flags| i32::from_str_radix(flags, 8).ok());
-                found.push(flags.unwrap_or(0));
+                found += usize::from(flags.unwrap_or(0) & libc::O_PATH == 0);
             }
         }
-        Ok(found)
+        Ok(Descriptors::Counted(found))
     }
 }
 
-/// The process of the thread that made a request, and what it may do. `uid` and `gid` are those of
-/// the request.
+/// The process of the thread that made a request, what it may do, and what it may become. `uid` and
+/// `gid` are those of the request.
 ///
 /// Privileges count only in the user namespace of this process: in another one they say nothing
 /// about files of this filesystem.
 ///
 /// # Errors
 /// `NoProcess` if the thread is gone.
-pub(super) fn requester(thread: u32, uid: u32, gid: u32) -> Result<(ProcessId, Credentials)> {
+pub(super) fn requester(thread: u32, uid: u32, gid: u32) -> Result<(Opener, Credentials)> {
     let status = Status::read(thread).ok_or(Error::NoProcess(thread))?;
-    let process = ProcessId {
-        pid: status.thread_group,
-        started: Stat::read(status.thread_group)
-            .ok_or(Error::NoProcess(thread))?
-            .started,
+    let rights = Rights::of(thread, &status).ok_or(Error::NoProcess(thread))?;
+    let requester = Opener {
+        process: ProcessId::leading(status.thread_group)?,
+        rights: Arc::new(rights),
     };
-    let privileges = status.capabilities & (CAP_DAC_OVERRIDE | CAP_DAC_READ_SEARCH);
+    let privileges = status.effective & (CAP_DAC_OVERRIDE | CAP_DAC_READ_SEARCH);
     let counts = privileges != 0 && same_user_namespace(thread);
     let credentials = Credentials {
         uid,
         gid,
-        groups: status.groups,
+        groups: status.supplementary,
         overrides: counts && privileges & CAP_DAC_OVERRIDE != 0,
         reads_all: counts && privileges & CAP_DAC_READ_SEARCH != 0,
     };
-    Ok((process, credentials))
+    Ok((requester, credentials))
 }
 
 /// A file of `/proc`, whose size is not known before it is read.
@@ -211,15 +252,8 @@ fn read_whole(path: &str) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn same_user_namespace(thread: u32) -> bool {
-    static OURS: OnceLock<Option<PathBuf>> = OnceLock::new();
-    let ours = OURS.get_or_init(|| fs::read_link("/proc/self/ns/user").ok());
-    let theirs = fs::read_link(format!("/proc/{thread}/ns/user")).ok();
-    theirs.is_some() && theirs == *ours
-}
-
 impl Stat {
-    fn read(pid: u32) -> Option<Stat> {
+    pub(super) fn read(pid: u32) -> Option<Stat> {
         Stat::parse(&read_whole(&format!("/proc/{pid}/stat")).ok()?)
     }
 
@@ -230,14 +264,19 @@ impl Stat {
         let mut fields = text.split(' ');
         let state = fields.next()?;
         let parent = fields.next()?.parse().ok()?;
-        let started = fields.nth(17)?.parse().ok()?;
+        let flags: u64 = fields.nth(4)?.parse().ok()?;
+        let started = fields.nth(12)?.parse().ok()?;
         // A zombie has ended; only its parent has not noticed yet.
-        (!matches!(state, "Z" | "X")).then_some(Stat { parent, started })
+        (!matches!(state, "Z" | "X")).then_some(Stat {
+            parent,
+            started,
+            exiting: flags & EXITING != 0,
+        })
     }
 }
 
 impl Status {
-    fn read(thread: u32) -> Option<Status> {
+    pub(super) fn read(thread: u32) -> Option<Status> {
         // The name of the program may be no text.
         let bytes = read_whole(&format!("/proc/{thread}/status")).ok()?;
         Status::parse(&String::from_utf8_lossy(&bytes))
@@ -253,11 +292,22 @@ impl Status {
                 .filter_map(|number| number.parse().ok())
                 .collect()
         };
+        let set = |name: &str| u64::from_str_radix(field(name)?, 16).ok();
         Some(Status {
             thread_group: field("Tgid:")?.parse().ok()?,
-            user_ids: numbers(field("Uid:")?),
-            groups: numbers(field("Groups:")?),
-            capabilities: u64::from_str_radix(field("CapEff:")?, 16).ok()?,
+            users: numbers(field("Uid:")?),
+            groups: numbers(field("Gid:")?),
+            supplementary: numbers(field("Groups:")?),
+            effective: set("CapEff:")?,
+            permitted: set("CapPrm:")?,
+            signals: Signals {
+                pending: set("SigPnd:")? | set("ShdPnd:")?,
+                blocked: set("SigBlk:")?,
+                ignored: set("SigIgn:")?,
+                caught: set("SigCgt:")?,
+                traced: field("TracerPid:")? != "0",
+            },
+            has_memory: field("VmSize:").is_some(),
         })
     }
 }
@@ -283,8 +333,10 @@ mod tests {
         assert_eq!(process, me);
         assert_ne!(thread, me.pid);
         // SAFETY: as above.
-        assert!(me.has_thread(unsafe { libc::gettid() } as u32));
-        assert!(!me.has_thread(1));
+        let opener = Opener::of(unsafe { libc::gettid() } as u32).unwrap();
+        assert_eq!(opener.process, me);
+        assert!(Opener::of(thread).is_none(), "it has ended");
+        assert!(Opener::of(0).is_none(), "it has no number here");
     }
 
     #[test]
@@ -323,21 +375,60 @@ mod tests {
 
     #[test]
     fn open_descriptors_are_found_by_inode() {
-        use std::os::unix::fs::MetadataExt;
+        use std::os::fd::AsRawFd;
+        use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
         let file = tempfile::tempfile().unwrap();
         let seen = file.metadata().unwrap();
         let device = (libc::major(seen.dev()), libc::minor(seen.dev()));
-        let flags = myself().open_flags(device, seen.ino()).unwrap();
-        assert_eq!(flags.len(), 1);
-        assert_eq!(flags[0] & libc::O_ACCMODE, libc::O_RDWR);
-        assert!(myself().open_flags((0, 0), seen.ino()).unwrap().is_empty());
+        let count = |device| myself().descriptors(device, seen.ino()).unwrap();
+        assert_eq!(count(device), Descriptors::Counted(1));
+        assert_eq!(count((0, 0)), Descriptors::Counted(0));
+        let second = file.try_clone().unwrap();
+        assert_eq!(count(device), Descriptors::Counted(2));
+        drop(second);
+        // One that only names the file is no handle of it.
+        let named = fs::OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_PATH)
+            .open(format!("/proc/self/fd/{}", file.as_raw_fd()))
+            .unwrap();
+        assert_eq!(count(device), Descriptors::Counted(1));
+        drop((file, named));
+        assert_eq!(count(device), Descriptors::Counted(0));
+    }
+
+    #[test]
+    fn the_state_of_a_thread_is_read_as_it_is_told() {
+        let text = "Name:\tx\nTgid:\t7\nTracerPid:\t0\nUid:\t1\t2\t3\t4\nGid:\t5\t6\t7\t8\n\
+            Groups:\t9 10 \nVmSize:\t  10 kB\nSigPnd:\t0000000000000100\n\
+            ShdPnd:\t0000000000000001\nSigBlk:\t2\nSigIgn:\t4\nSigCgt:\t8\n\
+            CapPrm:\t3\nCapEff:\t1\n";
+        let status = Status::parse(text).unwrap();
+        assert_eq!((status.thread_group, status.has_memory), (7, true));
+        assert_eq!(
+            (status.users, status.groups),
+            (vec![1, 2, 3, 4], vec![5, 6, 7, 8])
+        );
+        assert_eq!((status.effective, status.permitted), (1, 3));
+        assert_eq!(status.supplementary, [9, 10]);
+        let signals = Signals {
+            pending: 0x101,
+            blocked: 2,
+            ignored: 4,
+            caught: 8,
+            traced: false,
+        };
+        assert_eq!(status.signals, signals);
+        assert!(Status::parse("Name:\tx\n").is_none());
     }
 
     #[test]
     fn names_of_programs_do_not_confuse() {
         let line = b"7 (a) S (b)) R 3 7 7 0 -1 4194304 1 0 0 0 0 0 0 0 20 0 1 0 4242 9 9\n";
         let stat = Stat::parse(line).unwrap();
-        assert_eq!((stat.parent, stat.started), (3, 4242));
+        assert_eq!((stat.parent, stat.started, stat.exiting), (3, 4242, false));
+        let line = b"7 (a) D 3 7 7 0 -1 4194308 1 0 0 0 0 0 0 0 20 0 1 0 4242 9 9\n";
+        assert!(Stat::parse(line).unwrap().exiting);
         assert!(Stat::parse(b"7 (a) Z 3").is_none());
         assert!(Stat::parse(b"").is_none());
     }
