@@ -317,7 +317,10 @@ fn a_handle_belongs_to_who_opened_it_even_when_that_is_gone() {
     bench.set(f, STREAM, &object.to_string()).unwrap();
     let thread = me().0;
     let answered = |number| bench.offload.read_job(f, number, by(thread)).is_some();
-    assert!(!answered(strange) && !answered(nameless), "whoever uses them");
+    assert!(
+        !answered(strange) && !answered(nameless),
+        "whoever uses them"
+    );
     assert!(answered(ours));
 }
 
@@ -377,11 +380,15 @@ fn what_runs_for_a_registration_ends_with_it() {
     let f = bench.file("f", b"contents");
     let thread = me().0;
     for options in ["timeout_ms=60000", "view;timeout_ms=60000"] {
-        bench.set(f, STREAM, &format!("{object};{options}")).unwrap();
+        bench
+            .set(f, STREAM, &format!("{object};{options}"))
+            .unwrap();
         let number = bench.offload.open(f, thread, false).number.unwrap();
         let answers = [(); 3].map(|()| begin_read(&bench, f, number, thread));
         // It is replaced, and then taken back.
-        bench.set(f, STREAM, &format!("{object};{options}")).unwrap();
+        bench
+            .set(f, STREAM, &format!("{object};{options}"))
+            .unwrap();
         answers.iter().for_each(ends_soon);
         let answer = begin_read(&bench, f, number, thread);
         let attribute = Attribute::from_name(STREAM).unwrap();
@@ -401,7 +408,9 @@ fn what_runs_for_a_process_that_is_killed_ends_and_nothing_else_does() {
     let f = bench.file("f", b"contents");
     let thread = me().0;
     for options in ["timeout_ms=60000", "view;timeout_ms=60000"] {
-        bench.set(f, STREAM, &format!("{object};{options}")).unwrap();
+        bench
+            .set(f, STREAM, &format!("{object};{options}"))
+            .unwrap();
         let number = bench.offload.open(f, thread, false).number.unwrap();
         let mut child = sleeper();
         let theirs = begin_read(&bench, f, number, child.id());

@@ -6,6 +6,7 @@ import errno
 import mmap
 import os
 import pathlib
+import resource
 import shutil
 import signal
 import socket
@@ -533,6 +534,53 @@ def a_place_in_the_file_system_is_no_handle(bench):
 
 
 @case
+def owners_with_very_many_descriptors_keep_nobody_waiting(bench):
+    need_root()
+    object, path = kernel(bench.dir, UPPER), bench.dir / "f"
+    path.write_bytes(b"abc" + bytes(4093))
+    ready, go = os.pipe(), os.pipe()
+
+    def owner():
+        resource.setrlimit(resource.RLIMIT_NOFILE, (80000, 80000))
+        cached, direct = os.open(path, os.O_RDONLY), os.open(path, os.O_RDONLY | os.O_DIRECT)
+        many = [os.dup(ready[1]) for _ in range(15000)]
+        attach(path, object)
+        # From now on every closing of the file may be that of the owner's last handle.
+        os.close(direct)
+        os.write(ready[1], b"1")
+        os.read(go[0], 1)
+        os.close(cached)
+        os.write(ready[1], b"2")
+        os.read(go[0], 1)
+        many += [os.dup(ready[1]) for _ in range(60000)]
+        with opened(path, os.O_RDONLY | os.O_DIRECT), fails_with(errno.EBUSY):
+            attach(path, object)
+        os.write(ready[1], b"3")
+
+    child = forked(owner)
+    try:
+        assert os.read(ready[0], 1) == b"1"
+        begun = time.monotonic()
+        for _ in range(200):
+            with opened(path) as fd:
+                assert os.pread(fd, 3, 0) == b"abc"
+        took = time.monotonic() - begun
+        assert took < 3, f"200 times opened and closed in {took:.2f} s"
+        assert registrations(bench.image.dir) == 1, "the owner has the file open"
+        os.write(go[1], b"x")
+        assert os.read(ready[0], 1) == b"2"
+        assert eventually(lambda: registrations(bench.image.dir) == 0)
+        os.write(go[1], b"x")
+        assert os.read(ready[0], 1) == b"3"
+        assert "too many descriptors" in bench.image.log.read_text()
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        for end in [*ready, *go]:
+            os.close(end)
+
+
+@case
 def names_that_mean_nothing_are_refused(bench):
     path = bench.dir / "f"
     path.write_bytes(b"abc")
@@ -682,7 +730,7 @@ def others_go_on_while_several_users_attack(bench):
     children = []
     for number in range(12):
         target, written = bench.dir / f"target{number}", bench.dir / f"written{number}"
-        target.write_bytes(text_of(1 << 20, number))
+        target.write_bytes(text_of(1 << 16, number) * 16)
         written.touch()
         for file in [target, written]:
             file.chmod(0o666)

@@ -103,6 +103,9 @@ pub struct Opened {
     pub bound: bool,
 }
 
+/// What a thread does.
+type Body = Box<dyn FnOnce() + Send>;
+
 /// All that concerns kernels on one mount.
 pub struct Offload {
     volume: Arc<Volume>,
@@ -217,13 +220,12 @@ impl Offload {
     /// Starts the threads that look after registrations, those that are not there yet.
     fn start_threads(self: &Arc<Offload>) -> Result<()> {
         let (watch, offload) = (Arc::clone(&self.watch), Arc::downgrade(self));
-        let owners = Box::new(move || look_after_owners(&watch, &offload));
+        let owners: Body = Box::new(move || look_after_owners(&watch, &offload));
         let (closes, offload) = (Arc::clone(&self.closes), Arc::downgrade(self));
-        let handles = Box::new(move || look_after_handles(&closes, &offload));
-        let bodies: [(&str, Box<dyn FnOnce() + Send>); 2] =
-            [("kernel-owners", owners), ("kernel-handles", handles)];
+        let handles: Body = Box::new(move || look_after_handles(&closes, &offload));
         let mut threads = self.threads.lock();
         let started = threads.len();
+        let bodies = [("kernel-owners", owners), ("kernel-handles", handles)];
         for (name, body) in bodies.into_iter().skip(started) {
             let thread = std::thread::Builder::new().name(name.into()).spawn(body);
             let failed = |_| Error::NoMemory("a thread that looks after registrations");

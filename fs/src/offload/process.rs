@@ -4,7 +4,7 @@
 //! started, since PIDs are used again. A thread that waits for the answer to a request cannot be gone,
 //! so what it is told to be then is certain.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io::{self, Read};
 use std::os::fd::{FromRawFd, OwnedFd};
@@ -52,6 +52,41 @@ pub(super) struct Status {
     pub(super) permitted: u64,
     pub(super) signals: Signals,
     pub(super) has_memory: bool,
+}
+
+/// How far processes are away from an ancestor. What was found out once is not looked up again.
+pub(super) struct Descent {
+    /// Generations, of those who descend from it.
+    known: HashMap<ProcessId, Option<usize>>,
+}
+
+impl Descent {
+    /// That from `ancestor`.
+    pub(super) fn from(ancestor: ProcessId) -> Descent {
+        Descent {
+            known: HashMap::from([(ancestor, Some(0))]),
+        }
+    }
+
+    /// How many generations a process is away; `None` if it does not descend from it.
+    pub(super) fn generations(&mut self, process: ProcessId) -> Option<usize> {
+        let mut path = Vec::new();
+        let mut at = Some(process);
+        let mut found = None;
+        while let Some(next) = at.filter(|_| path.len() <= GENERATIONS_MAX) {
+            if let Some(known) = self.known.get(&next) {
+                found = *known;
+                break;
+            }
+            path.push(next);
+            at = next.parent();
+        }
+        for below in path.into_iter().rev() {
+            found = found.map(|generations| generations + 1);
+            self.known.insert(below, found);
+        }
+        found
+    }
 }
 
 /// Who opened a file: never changes, whatever becomes of the process.
@@ -108,29 +143,18 @@ impl ProcessId {
         Stat::read(self.pid).is_some_and(|stat| stat.started == self.started)
     }
 
-    /// How many generations it is away from an `ancestor`; `None` if that is none.
-    #[must_use]
-    pub(super) fn generations_to(self, ancestor: ProcessId) -> Option<usize> {
-        let mut at = self;
-        for generation in 1..=GENERATIONS_MAX {
-            let stat = Stat::read(at.pid).filter(|stat| stat.started == at.started)?;
-            if stat.parent <= 1 {
-                return None;
-            }
-            let started = Stat::read(stat.parent)?.started;
-            if started > at.started {
-                // Another process, with a number that was used again.
-                return None;
-            }
-            at = ProcessId {
-                pid: stat.parent,
-                started,
-            };
-            if at == ancestor {
-                return Some(generation);
-            }
+    /// The process it descends from; `None` if either has ended, or if that is the first of all.
+    fn parent(self) -> Option<ProcessId> {
+        let stat = Stat::read(self.pid).filter(|stat| stat.started == self.started)?;
+        if stat.parent <= 1 {
+            return None;
         }
-        None
+        let started = Stat::read(stat.parent)?.started;
+        // Otherwise it is another process, with a number that was used again.
+        (started <= self.started).then_some(ProcessId {
+            pid: stat.parent,
+            started,
+        })
     }
 
     /// A descriptor that becomes readable when the process ends.
@@ -352,22 +376,27 @@ mod tests {
         io::BufRead::read_line(&mut out, &mut line).unwrap();
         let child = ProcessId::of(shell.id()).unwrap();
         let grandchild = ProcessId::of(line.trim().parse().unwrap()).unwrap();
-        assert_eq!(child.generations_to(myself()), Some(1));
-        assert_eq!(grandchild.generations_to(myself()), Some(2));
-        assert_eq!(myself().generations_to(child), None);
-        assert_eq!(child.generations_to(child), None);
+        let generations = |from, to: ProcessId| Descent::from(from).generations(to);
+        let mut mine = Descent::from(myself());
+        for _ in 0..2 {
+            assert_eq!(mine.generations(grandchild), Some(2));
+            assert_eq!(mine.generations(child), Some(1));
+            assert_eq!(mine.generations(myself()), Some(0));
+        }
+        assert_eq!(generations(child, myself()), None);
+        assert_eq!(generations(child, grandchild), Some(1));
         let reused = ProcessId {
             started: child.started + 1,
             ..child
         };
-        assert_eq!(grandchild.generations_to(reused), None);
+        assert_eq!(generations(reused, grandchild), None);
         shell.kill().unwrap();
         let until = std::time::Instant::now() + std::time::Duration::from_secs(10);
         while child.is_alive() {
             assert!(std::time::Instant::now() < until, "a zombie has ended");
             std::thread::yield_now();
         }
-        assert_eq!(grandchild.generations_to(myself()), None);
+        assert_eq!(generations(myself(), grandchild), None);
         shell.wait().unwrap();
         assert_eq!(child.watch().unwrap_err().errno(), libc::ESRCH);
         Command::new("kill").arg(line.trim()).status().unwrap();

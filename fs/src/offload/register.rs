@@ -253,6 +253,7 @@ impl Offload {
         }
         let replaced = self.registry.insert(&mut owners, &attachment, registration);
         drop(owners);
+        self.registry.bind_open_handles(&attachment);
         self.call_off(replaced);
         if ends_with_handles {
             // The last one may have been closed meanwhile.

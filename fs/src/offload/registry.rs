@@ -29,7 +29,7 @@ use csd_vm::request::{Operation, SnapshotMap};
 use parking_lot::{Mutex, MutexGuard, RwLock};
 
 use super::limits::{Account, Share};
-use super::process::{Opener, ProcessId};
+use super::process::{Descent, Opener, ProcessId};
 use super::rights::Rights;
 use super::value::OPERATIONS;
 use super::view::Views;
@@ -159,10 +159,10 @@ impl Attachment {
 
 impl Bound {
     /// An attachment as somebody sees it; `None` if he does not.
-    fn of(attachment: &Arc<Attachment>, who: &Opener) -> Option<Bound> {
+    fn of(attachment: &Arc<Attachment>, who: &Opener, descent: &mut Descent) -> Option<Bound> {
         let generations = match attachment.owner == who.process {
             true => 0,
-            false if attachment.is_inherited() => who.process.generations_to(attachment.owner)?,
+            false if attachment.is_inherited() => descent.generations(who.process)?,
             false => return None,
         };
         Some(Bound {
@@ -299,7 +299,10 @@ impl Registry {
         let mut visible: Vec<Bound> = self
             .of_inode(ino)
             .into_iter()
-            .filter_map(|attachment| Bound::of(&attachment, who))
+            .filter_map(|attachment| {
+                let mut descent = Descent::from(attachment.owner);
+                Bound::of(&attachment, who, &mut descent)
+            })
             .filter(Bound::is_of_use)
             .collect();
         visible.sort_by_key(|bound| bound.generations);
@@ -348,12 +351,12 @@ impl Registry {
                 self.active.fetch_add(1, Ordering::Relaxed);
             }
         }
-        self.bind_open_handles(attachment);
         old
     }
 
-    /// Binds the handles that are open already and belong to the owner.
-    fn bind_open_handles(&self, attachment: &Arc<Attachment>) {
+    /// Binds the handles that are open already and belong to the owner, or to its descendants. Not
+    /// under a lock: there may be many.
+    pub(super) fn bind_open_handles(&self, attachment: &Arc<Attachment>) {
         let ino = attachment.ino;
         let open: Vec<Arc<Handle>> = self
             .shard(ino)
@@ -361,20 +364,12 @@ impl Registry {
             .range((ino, 0)..=(ino, u64::MAX))
             .map(|(_, handle)| Arc::clone(handle))
             .collect();
-        // Many handles may be of few processes.
-        let mut seen: HashMap<ProcessId, Option<Bound>> = HashMap::new();
+        let mut descent = Descent::from(attachment.owner);
         for handle in open.iter().filter(|handle| !handle.is_bound_to(attachment)) {
-            let Some(opener) = &handle.opener else {
-                continue;
-            };
-            let bound = seen
-                .entry(opener.process)
-                .or_insert_with(|| Bound::of(attachment, opener));
-            if let Some(bound) = bound {
-                handle.bind(vec![Bound {
-                    rights: Arc::clone(&opener.rights),
-                    ..bound.clone()
-                }]);
+            if let Some(opener) = &handle.opener
+                && let Some(bound) = Bound::of(attachment, opener, &mut descent)
+            {
+                handle.bind(vec![bound]);
             }
         }
     }
