@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
+use crate::cancellation::Cancellation;
 use crate::device::{Core, Done, LoadedProgram};
 use crate::engine;
 use crate::execution::{End, Instance, nanos};
@@ -78,10 +79,16 @@ impl Activation {
         &self.inner.lane
     }
 
-    pub(crate) fn task(&self, request: Request, done: Done) -> Task {
+    pub(crate) fn task(
+        &self,
+        request: Request,
+        cancellation: Option<Cancellation>,
+        done: Done,
+    ) -> Task {
         Task {
             inner: Arc::clone(&self.inner),
             request,
+            cancellation,
             done,
             submitted: Instant::now(),
         }
@@ -99,6 +106,7 @@ impl Drop for Activation {
 pub(crate) struct Task {
     inner: Arc<Inner>,
     request: Request,
+    cancellation: Option<Cancellation>,
     done: Done,
     submitted: Instant,
 }
@@ -107,6 +115,9 @@ impl Task {
     /// Runs the kernel in a cage of its owner's.
     fn execute(&self) -> Result<(Instance, End), Failure> {
         let Inner { core, program, .. } = &*self.inner;
+        if self.is_cancelled() {
+            return Err(Failure::Cancelled);
+        }
         let internal = |error: &dyn std::fmt::Display| Failure::Internal(error.to_string());
         let taken = core.pool.take(self.inner.owner, &program.hash());
         let Taken { mut instance, warm } = taken.map_err(|error| internal(&error))?;
@@ -118,7 +129,8 @@ impl Task {
             if instance.bind(program)? {
                 core.bindings.fetch_add(1, Relaxed);
             }
-            Ok(instance.run(core, &program.program, &self.request))
+            let cancellation = self.cancellation.as_ref();
+            Ok(instance.run(core, &program.program, &self.request, cancellation))
         }));
         match run {
             Ok(Ok(end)) => Ok((instance, end)),
@@ -183,7 +195,17 @@ impl Job for Task {
 
     fn refuse(self) {
         let queued_ns = nanos(self.submitted.elapsed());
-        self.fail(Failure::Stopped, queued_ns);
+        let why = match self.is_cancelled() {
+            true => Failure::Cancelled,
+            false => Failure::Stopped,
+        };
+        self.fail(why, queued_ns);
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.cancellation
+            .as_ref()
+            .is_some_and(Cancellation::is_asked)
     }
 }
 

@@ -5,7 +5,7 @@
 //! [`LoadedProgram`] unloads (a bounded number stays cached).
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::mpsc;
 
@@ -13,6 +13,7 @@ use zns_backend::ZonedDevice;
 
 use crate::activation::{Activation, Task};
 use crate::cache::ProgramCache;
+use crate::cancellation::Cancellation;
 use crate::engine::interpreter::Interpreter;
 use crate::engine::{self, Engine, Group, Prepared, ubpf};
 use crate::execution::prepare;
@@ -311,8 +312,33 @@ impl Device {
     /// called from a `done`. An activation
     /// belongs to the device that made it.
     pub fn submit(&self, activation: &Activation, request: Request, done: Done) {
-        let task = activation.task(request, done);
+        let task = activation.task(request, None, done);
         self.queue.submit(activation.lane(), task);
+    }
+
+    /// As [`Device::submit`], of an execution that [`Device::cancel`] can call off.
+    pub fn submit_cancellable(
+        &self,
+        activation: &Activation,
+        request: Request,
+        cancellation: &Cancellation,
+        done: Done,
+    ) {
+        let task = activation.task(request, Some(cancellation.clone()), done);
+        self.queue.submit(activation.lane(), task);
+    }
+
+    /// Calls off what was submitted to `activation` with any of `cancellations`: it ends with
+    /// [`Failure::Cancelled`], unless it has ended or ends by itself. What waits does so now, and
+    /// `done` is called on this thread; what runs does so as soon as it can be interrupted; what is
+    /// submitted later, when its turn comes.
+    pub fn cancel<'a>(
+        &self,
+        activation: &Activation,
+        cancellations: impl IntoIterator<Item = &'a Cancellation>,
+    ) {
+        cancellations.into_iter().for_each(Cancellation::ask);
+        self.queue.weed(activation.lane());
     }
 
     /// Executes and waits for the end.
@@ -371,7 +397,7 @@ impl Device {
     /// Refuses what is queued, ends what runs, waits for that, and ends the workers. Later
     /// submissions fail with [`Failure::Stopped`]. Dropping the device does the same.
     pub fn shutdown(&self) {
-        self.core.stopping.store(true, Relaxed);
+        self.core.stopping.store(true, SeqCst);
         self.queue.stop(|| engine::expire(self.core.group));
     }
 }

@@ -1,10 +1,10 @@
 //! One execution: a program is made ready in a cage, runs, and its end is told.
 
 use std::os::raw::c_long;
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use crate::abi::{DATA_AT, Execution, Places, REQUEST_BYTES, describe};
+use crate::cancellation::{Cancellation, Term};
 use crate::device::{Core, LoadedProgram};
 use crate::engine::cage::{Access, Cage, CageConfig, CageError, DataImage, Layout, Region};
 use crate::engine::{Code, Deadline, Engine, Exit, Frame, Linked, Prepared};
@@ -115,9 +115,15 @@ impl Instance {
     }
 
     /// Runs `program`, which was bound last.
-    pub(crate) fn run(&mut self, core: &Core, program: &Program, request: &Request) -> End {
+    pub(crate) fn run(
+        &mut self,
+        core: &Core,
+        program: &Program,
+        request: &Request,
+        cancellation: Option<&Cancellation>,
+    ) -> End {
         match self.prepare(program, request) {
-            Ok(places) => self.run_prepared(core, request, places),
+            Ok(places) => self.run_prepared(core, request, cancellation, places),
             Err(error) => End {
                 status: Err(Failure::Internal(error.to_string())),
                 usage: Usage::default(),
@@ -217,22 +223,37 @@ impl Instance {
         Ok(self.cage.address(Region::Call) + DATA_AT)
     }
 
-    fn run_prepared(&mut self, core: &Core, request: &Request, places: Places) -> End {
+    fn run_prepared(
+        &mut self,
+        core: &Core,
+        request: &Request,
+        cancellation: Option<&Cancellation>,
+        places: Places,
+    ) -> End {
         let time = request.limits.time.min(FOREVER);
         let call = [self.cage.address(Region::Call), REQUEST_BYTES as u64];
         let before = Spent::so_far();
         let start = Instant::now();
+        let term = Term {
+            deadline: start + time,
+            time: request.limits.time,
+            stopping: &core.stopping,
+            cancellation,
+        };
         let mut execution = Execution::new(
-            (&*core.storage, &core.stopping),
+            &*core.storage,
             request,
             &mut self.window,
             &mut self.appended,
             places,
-            start + time,
+            term,
         );
         let exit = match self.compiled.last() {
             Some(compiled) => {
                 let mut deadline = Deadline::after(time).in_group(core.group);
+                if let Some(own) = cancellation.map(Cancellation::group) {
+                    deadline = deadline.in_group(own);
+                }
                 if let Some(processor) = request.limits.processor.filter(|limit| *limit < time) {
                     deadline = deadline.with_processor_time(processor);
                 }
@@ -247,8 +268,7 @@ impl Instance {
         usage.run_ns = nanos(elapsed);
         usage.processor_ns = nanos(spent.processor.saturating_sub(before.processor));
         let (emitted, failure) = (execution.emitted, execution.failure.take());
-        let status = match status(exit, failure, request) {
-            Err(Failure::TimedOut(_)) if core.stopping.load(Relaxed) => Err(Failure::Stopped),
+        let status = match status(exit, failure, &term) {
             Err(Failure::TimedOut(_)) if elapsed < time => Err(Failure::ProcessorTime(
                 request.limits.processor.unwrap_or(request.limits.time),
             )),
@@ -285,12 +305,12 @@ fn frame(function: &crate::program::Function) -> Frame {
     }
 }
 
-fn status(exit: Exit, failure: Option<Failure>, request: &Request) -> Result<u64, Failure> {
+fn status(exit: Exit, failure: Option<Failure>, term: &Term<'_>) -> Result<u64, Failure> {
     match exit {
         Exit::Returned(value) => returned(value),
         Exit::Fault(at) => Err(Failure::Fault(at)),
         Exit::StackOverflow => Err(Failure::StackOverflow),
-        Exit::TimedOut => Err(Failure::TimedOut(request.limits.time)),
+        Exit::TimedOut => Err(term.failure()),
         Exit::Aborted => {
             Err(failure.unwrap_or_else(|| Failure::Internal("a helper panicked".into())))
         }

@@ -11,6 +11,7 @@ mod abi;
 pub mod activation;
 mod block_set;
 mod cache;
+mod cancellation;
 pub mod device;
 pub mod engine;
 mod execution;
@@ -26,6 +27,7 @@ pub mod verify;
 mod window;
 
 pub use activation::Activation;
+pub use cancellation::Cancellation;
 pub use device::{Device, DeviceConfig, DeviceError, Finished, LoadError, LoadedProgram};
 pub use queue::Tenant;
 pub use stats::{DeviceCounters, Statistics};

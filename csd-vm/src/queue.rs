@@ -48,8 +48,12 @@ pub(crate) trait Job: Send + 'static {
     /// Carries the job out. Must not unwind.
     fn run(self);
 
-    /// The device is stopping: ends the job without running it. Must not unwind.
+    /// Ends the job without running it: it was cancelled, or the device is stopping. Must not
+    /// unwind.
     fn refuse(self);
+
+    /// Whether nobody wants it any more.
+    fn is_cancelled(&self) -> bool;
 }
 
 /// The jobs of one activation. What is in here is only touched by who holds the queue's state.
@@ -155,6 +159,13 @@ impl<J: Job> Queue<J> {
         }
     }
 
+    /// Takes the cancelled jobs out of a lane and refuses them, on this thread.
+    pub(crate) fn weed(&self, lane: &Lane<J>) {
+        for job in self.shared.take_cancelled(lane) {
+            job.refuse();
+        }
+    }
+
     /// Jobs waiting and workers alive.
     pub(crate) fn load(&self) -> (usize, usize) {
         let state = self.shared.state.lock();
@@ -230,6 +241,30 @@ impl<J: Job> Shared<J> {
             self.watch.notify_one();
         }
         Ok(())
+    }
+
+    fn take_cancelled(&self, lane: &Lane<J>) -> VecDeque<J> {
+        let mut state = self.state.lock();
+        if state.stopping {
+            // All of them are being refused.
+            return VecDeque::new();
+        }
+        let mut jobs = lane.jobs.lock();
+        if !jobs.iter().any(J::is_cancelled) {
+            return VecDeque::new();
+        }
+        let (cancelled, wanted): (VecDeque<J>, _) = jobs.drain(..).partition(J::is_cancelled);
+        *jobs = wanted;
+        let emptied = jobs.is_empty();
+        drop(jobs);
+        state.queued -= cancelled.len();
+        if emptied {
+            state.ready.retain(|ready| !std::ptr::eq(&**ready, lane));
+        }
+        if state.waiting > 0 {
+            self.room.notify_all();
+        }
+        cancelled
     }
 
     /// Which lane's turn it is; `choosy`: among those that relief workers serve.

@@ -141,6 +141,9 @@ pub enum Failure {
     /// Blocks of the snapshot could not be read, or do not have their checksum.
     #[error("{0}")]
     Storage(String),
+    /// It was called off by its host.
+    #[error("the execution was cancelled")]
+    Cancelled,
     /// The device is shutting down.
     #[error("the device is shutting down")]
     Stopped,

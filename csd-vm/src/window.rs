@@ -15,12 +15,11 @@
 
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
-use std::time::Instant;
 
 use zns_backend::{DmaBuffer, Lba, MapSource, ZonedDevice};
 
 use crate::block_set::BlockSet;
-use crate::engine;
+use crate::cancellation::Term;
 use crate::engine::cage::{Access, Cage, CageError, CagePtr, Region};
 use crate::extents::{Extent, Place, Resolved};
 use crate::request::{BLOCK_SIZE, Piece, SnapshotMap};
@@ -31,10 +30,10 @@ const BLOCK: u64 = BLOCK_SIZE as u64;
 /// and the number of mappings of a process is limited.
 const MAP_BLOCKS_MIN: u64 = 16;
 
-/// Blocks brought in at a time; the deadline is looked at in between.
+/// Blocks brought in at a time; the time is looked at in between.
 const FILL_BLOCKS_MAX: u64 = 256;
 
-/// Bytes copied at a time; the deadline is looked at in between.
+/// Bytes copied at a time; the time is looked at in between.
 const COPY_BYTES_MAX: u64 = 4 << 20;
 
 /// Blocks a sequential read brings in at once.
@@ -52,7 +51,7 @@ const ADVISED_BYTES_MAX: u64 = 512 << 10;
 pub(crate) enum WindowError {
     /// It is in use for another part of the file.
     Full,
-    /// The deadline passed on the way.
+    /// The time was over on the way.
     TimedOut,
     /// Blocks cannot be read or are not what they were.
     Storage(String),
@@ -70,18 +69,11 @@ impl From<CageError> for WindowError {
 
 type Result<T> = std::result::Result<T, WindowError>;
 
-/// Where blocks come from, and until when.
+/// Where blocks come from, and for how long.
 #[derive(Clone, Copy)]
 pub(crate) struct Source<'a> {
     pub(crate) storage: &'a dyn ZonedDevice,
-    pub(crate) deadline: Instant,
-}
-
-impl Source<'_> {
-    /// Whether the kernel's time is over.
-    fn is_over(&self) -> bool {
-        Instant::now() >= self.deadline || engine::is_overdue()
-    }
+    pub(crate) term: Term<'a>,
 }
 
 /// A part of the file in the window.
@@ -218,7 +210,7 @@ impl Window {
         let len = to.len().min(self.size.saturating_sub(offset));
         let mut done = 0;
         while done < len {
-            if source.is_over() {
+            if source.term.is_over() {
                 return Err(WindowError::TimedOut);
             }
             let (at, left) = (offset + done, len - done);
@@ -320,7 +312,7 @@ impl Window {
             if missing == 0 {
                 break;
             }
-            if source.is_over() {
+            if source.term.is_over() {
                 return Err(WindowError::TimedOut);
             }
             self.advise(source, self.origin + at, missing);

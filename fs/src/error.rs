@@ -5,6 +5,17 @@ use crate::types::{Ino, Lba};
 /// Result of a filesystem operation.
 pub type Result<T> = std::result::Result<T, Error>;
 
+/// What there is none left of when a limit is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scarce {
+    /// Places: something must go first.
+    Space,
+    /// Memory.
+    Memory,
+    /// Turns: trying again later will do.
+    Turn,
+}
+
 /// Everything a filesystem operation can answer besides success.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -110,6 +121,18 @@ pub enum Error {
     /// A kernel ran out of time.
     #[error("{0}")]
     KernelTimedOut(String),
+    /// A limit on what is shared is reached.
+    #[error("the limit of {most} {what} {whose} is reached")]
+    LimitReached {
+        /// The limit.
+        most: u64,
+        /// Of what.
+        what: &'static str,
+        /// For whom.
+        whose: &'static str,
+        /// What there is none left of.
+        scarce: Scarce,
+    },
     /// There is not enough memory left for this.
     #[error("not enough memory for {0}")]
     NoMemory(&'static str),
@@ -151,6 +174,11 @@ impl Error {
             Error::NotExecutable(_) => libc::ENOEXEC,
             Error::KernelTimedOut(_) => libc::ETIME,
             Error::NoMemory(_) => libc::ENOMEM,
+            Error::LimitReached { scarce, .. } => match scarce {
+                Scarce::Space => libc::ENOSPC,
+                Scarce::Memory => libc::ENOMEM,
+                Scarce::Turn => libc::EAGAIN,
+            },
             Error::KernelFailed(_)
             | Error::CommitFailed
             | Error::AtomicWriteLost

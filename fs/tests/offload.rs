@@ -1,13 +1,14 @@
 //! Kernels on files, without a mount: requests go to [`Offload`] as the FUSE adapter hands them on.
 
+use std::io::Write;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::sync::mpsc::channel;
+use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use bpf_programs::{Input, KERNELS, Kernel, Operation};
 use warren_fs::offload::value::Attribute;
-use warren_fs::offload::{Offload, Options, SetRequest, WriteRequest};
+use warren_fs::offload::{Offload, Options, Requester, SetRequest, WriteRequest};
 use warren_fs::store::{FormatOptions, Store, StoreOptions};
 use warren_fs::types::Ino;
 use warren_fs::volume::Volume;
@@ -17,6 +18,12 @@ use zns_backend::{Geometry, MemDevice, ZonedDevice};
 
 const STREAM: &[u8] = b"user.process.csd_read_stream";
 const EVENT: &[u8] = b"user.process.csd_write_event";
+
+/// A request by a thread that acts as this process's user.
+fn by(thread: u32) -> Requester {
+    let (_, uid, gid) = me();
+    Requester { thread, uid, gid }
+}
 
 fn me() -> (u32, u32, u32) {
     // SAFETY: these have no arguments and cannot fail.
@@ -99,7 +106,7 @@ impl Bench {
         let (thread, ..) = me();
         let opened = self.offload.open(ino, thread, false);
         let number = opened.number.expect("the handle is bound");
-        let job = self.offload.read_job(ino, number, thread).unwrap();
+        let job = self.offload.read_job(ino, number, by(thread)).unwrap();
         let (sender, receiver) = channel();
         let reply = Box::new(move |answer: std::result::Result<&[u8], i32>| {
             sender.send(answer.map(<[u8]>::to_vec)).unwrap();
@@ -281,16 +288,144 @@ fn a_handle_from_before_is_bound_if_it_bypasses_the_cache() {
     );
     let number = bench.offload.open(f, thread, true).number.unwrap();
     let strange = bench.offload.open(f, 1, true).number.unwrap();
-    assert!(bench.offload.read_job(f, number, thread).is_none());
+    assert!(bench.offload.read_job(f, number, by(thread)).is_none());
     bench.set(f, STREAM, &object.to_string()).unwrap();
-    assert!(bench.offload.read_job(f, number, thread).is_some());
-    assert!(bench.offload.read_job(f, strange, 1).is_none());
+    assert!(bench.offload.read_job(f, number, by(thread)).is_some());
+    assert!(bench.offload.read_job(f, strange, by(1)).is_none());
     assert!(
-        bench.offload.write_job(f, number, thread).is_none(),
+        bench.offload.write_job(f, number, by(thread)).is_none(),
         "that is another operation"
     );
     bench.offload.close(f, Some(number));
-    assert!(bench.offload.read_job(f, number, thread).is_none());
+    assert!(bench.offload.read_job(f, number, by(thread)).is_none());
+}
+
+#[test]
+fn a_handle_belongs_to_who_opened_it_even_when_that_is_gone() {
+    let bench = Bench::new();
+    let object = bench.file("k", Kernel::named("passthrough").unwrap().object);
+    let f = bench.file("f", b"contents");
+    let mut child = sleeper();
+    let strange = bench.offload.open(f, child.id(), true).number.unwrap();
+    let nameless = bench.offload.open(f, 0, true).number.unwrap();
+    // A thread of ours, of which only the handle is left.
+    let offload = Arc::clone(&bench.offload);
+    let opens = move || offload.open(f, me().0, true).number.unwrap();
+    let ours = std::thread::spawn(opens).join().unwrap();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    bench.set(f, STREAM, &object.to_string()).unwrap();
+    let thread = me().0;
+    let answered = |number| bench.offload.read_job(f, number, by(thread)).is_some();
+    assert!(
+        !answered(strange) && !answered(nameless),
+        "whoever uses them"
+    );
+    assert!(answered(ours));
+}
+
+#[test]
+fn who_acts_as_somebody_else_is_answered_if_the_setter_could_have_been_that() {
+    let bench = Bench::new();
+    let object = bench.file("k", Kernel::named("passthrough").unwrap().object);
+    let f = bench.file("f", b"contents");
+    bench.set(f, STREAM, &object.to_string()).unwrap();
+    let (thread, uid, gid) = me();
+    let number = bench.offload.open(f, thread, false).number.unwrap();
+    let requester = |thread, uid| Requester { thread, uid, gid };
+    let answered = |who| bench.offload.read_job(f, number, who).is_some();
+    assert!(answered(requester(thread, uid)));
+    // The request says another user than the handle's opener was: this thread is looked at, and
+    // it has the rights of whoever set the attribute; of one that is gone nothing is known.
+    assert!(answered(requester(thread, uid + 1)));
+    assert!(!answered(requester(0x7fff_fff0, uid + 1)) && !answered(requester(0, uid + 1)));
+}
+
+/// An object of a kernel that never ends.
+fn endless() -> Vec<u8> {
+    let mut clang = Command::new("clang")
+        .args(["-O2", "-target", "bpf", "-x", "c", "-c", "-", "-o", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let source = b"int main(void) { volatile int n = 1; while (n) n |= 2; return 0; }";
+    clang.stdin.take().unwrap().write_all(source).unwrap();
+    clang.wait_with_output().unwrap().stdout
+}
+
+type Answer = std::result::Result<Vec<u8>, i32>;
+
+/// Begins a read by `thread` through a handle that this thread opened.
+fn begin_read(bench: &Bench, ino: Ino, number: u64, thread: u32) -> Receiver<Answer> {
+    let job = bench.offload.read_job(ino, number, by(thread)).unwrap();
+    let (sender, receiver) = channel();
+    let reply = Box::new(move |answer: std::result::Result<&[u8], i32>| {
+        // Whoever does not care has dropped the receiver.
+        let _ = sender.send(answer.map(<[u8]>::to_vec));
+    });
+    bench.offload.read(ino, job, 0, 100, reply);
+    receiver
+}
+
+fn ends_soon(answer: &Receiver<Answer>) {
+    let got = answer.recv_timeout(Duration::from_secs(5));
+    assert_eq!(got, Ok(Err(libc::EIO)), "long before its time is over");
+}
+
+#[test]
+fn what_runs_for_a_registration_ends_with_it() {
+    let bench = Bench::new();
+    let object = bench.file("k", &endless());
+    let f = bench.file("f", b"contents");
+    let thread = me().0;
+    for options in ["timeout_ms=60000", "view;timeout_ms=60000"] {
+        bench
+            .set(f, STREAM, &format!("{object};{options}"))
+            .unwrap();
+        let number = bench.offload.open(f, thread, false).number.unwrap();
+        let answers = [(); 3].map(|()| begin_read(&bench, f, number, thread));
+        // It is replaced, and then taken back.
+        bench
+            .set(f, STREAM, &format!("{object};{options}"))
+            .unwrap();
+        answers.iter().for_each(ends_soon);
+        let answer = begin_read(&bench, f, number, thread);
+        let attribute = Attribute::from_name(STREAM).unwrap();
+        bench.offload.remove(f, thread, attribute).unwrap();
+        ends_soon(&answer);
+        bench.offload.close(f, Some(number));
+    }
+    eventually("nothing is under way", || {
+        bench.offload.stats()["kernels"]["requests_now"] == 0
+    });
+}
+
+#[test]
+fn what_runs_for_a_process_that_is_killed_ends_and_nothing_else_does() {
+    let bench = Bench::new();
+    let object = bench.file("k", &endless());
+    let f = bench.file("f", b"contents");
+    let thread = me().0;
+    for options in ["timeout_ms=60000", "view;timeout_ms=60000"] {
+        bench
+            .set(f, STREAM, &format!("{object};{options}"))
+            .unwrap();
+        let number = bench.offload.open(f, thread, false).number.unwrap();
+        let mut child = sleeper();
+        let theirs = begin_read(&bench, f, number, child.id());
+        let ours = begin_read(&bench, f, number, thread);
+        std::thread::sleep(Duration::from_millis(120));
+        assert!(theirs.try_recv().is_err(), "it lives");
+        child.kill().unwrap();
+        ends_soon(&theirs);
+        child.wait().unwrap();
+        assert!(ours.recv_timeout(Duration::from_millis(200)).is_err());
+        let attribute = Attribute::from_name(STREAM).unwrap();
+        bench.offload.remove(f, thread, attribute).unwrap();
+        ends_soon(&ours);
+        bench.offload.close(f, Some(number));
+    }
 }
 
 #[test]
@@ -304,7 +439,7 @@ fn an_event_appends_after_the_write_it_hears_of() {
     let thread = me().0;
     let number = bench.offload.open(f, thread, false).number.unwrap();
     let data = b"one\ntwo\nthree\n";
-    let job = bench.offload.write_job(f, number, thread).unwrap();
+    let job = bench.offload.write_job(f, number, by(thread)).unwrap();
     let (sender, receiver) = channel();
     let write = WriteRequest {
         ino: f,

@@ -5,22 +5,20 @@
 //! answered with an error number that a kernel could overlook, except what a careful kernel runs
 //! into as well (no such argument, a window that is in use, a full output).
 //!
-//! Helpers run to their end; those that move much data look at the deadline in between.
+//! Helpers run to their end; those that move much data look in between whether the time is over.
 
 mod call;
 mod opencsd;
 mod sectors;
 mod warren;
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
-
 use zns_backend::ZonedDevice;
 
 pub(crate) use self::call::{DATA_AT, Places, REQUEST_BYTES, describe};
 use self::sectors::Sectors;
+use crate::cancellation::Term;
 use crate::engine::cage::{Access, Cage, CagePtr, Region};
-use crate::engine::{self, Called, Helpers};
+use crate::engine::{Called, Helpers};
 use crate::program::helper_name;
 use crate::request::{BLOCK_SIZE, Failure, Request, Usage};
 use crate::window::{Source, Window, WindowError};
@@ -33,8 +31,11 @@ const LOG_LINES_MAX: u32 = 64;
 /// Bytes of a logged line.
 const LOG_BYTES_MAX: usize = 1024;
 
-/// Long copies look at the deadline after as many bytes.
+/// Long copies look at the time after as many bytes.
 const COPY_PART: u64 = 4 << 20;
+
+/// The same for copies that go through a buffer of this size.
+const MOVE_PART: u64 = 256 << 10;
 
 const EINVAL: u64 = (-22i64).cast_unsigned();
 const ENOENT: u64 = (-2i64).cast_unsigned();
@@ -46,15 +47,13 @@ type Outcome = Result<u64, Failure>;
 /// What an execution has besides its cage.
 pub(crate) struct Execution<'a> {
     pub(crate) storage: &'a dyn ZonedDevice,
-    /// The device wants kernels to end.
-    stopping: &'a AtomicBool,
     pub(crate) request: &'a Request,
     pub(crate) window: &'a mut Window,
     /// What the kernel appended.
     pub(crate) appended: &'a mut Vec<u8>,
     pub(crate) places: Places,
-    /// When the kernel is to end.
-    pub(crate) deadline: Instant,
+    /// How long the kernel may go on.
+    term: Term<'a>,
     /// Bytes emitted.
     pub(crate) emitted: u64,
     /// Why a helper ended the kernel.
@@ -70,21 +69,20 @@ pub(crate) struct Execution<'a> {
 
 impl<'a> Execution<'a> {
     pub(crate) fn new(
-        (storage, stopping): (&'a dyn ZonedDevice, &'a AtomicBool),
+        storage: &'a dyn ZonedDevice,
         request: &'a Request,
         window: &'a mut Window,
         appended: &'a mut Vec<u8>,
         places: Places,
-        deadline: Instant,
+        term: Term<'a>,
     ) -> Execution<'a> {
         Execution {
             storage,
-            stopping,
             request,
             window,
             appended,
             places,
-            deadline,
+            term,
             emitted: 0,
             failure: None,
             usage: Usage::default(),
@@ -157,7 +155,7 @@ impl<'a> Execution<'a> {
     fn source(&self) -> Source<'a> {
         Source {
             storage: self.storage,
-            deadline: self.deadline,
+            term: self.term,
         }
     }
 
@@ -183,7 +181,7 @@ impl<'a> Execution<'a> {
     fn window_failure(&self, error: WindowError) -> Failure {
         match error {
             WindowError::Full => self.refuse("the window is in use".into()),
-            WindowError::TimedOut => Failure::TimedOut(self.request.limits.time),
+            WindowError::TimedOut => self.term.failure(),
             WindowError::Storage(reason) => Failure::Storage(reason),
             WindowError::Fault(at) => Failure::Fault(at),
             WindowError::Memory(reason) => Failure::Internal(reason),
@@ -199,7 +197,7 @@ impl<'a> Execution<'a> {
         }
         let output = cage.layout().span(Region::Output);
         if from.offset() >= output.start && from.offset() < output.end() {
-            return emit_again(cage, from, to).map(|()| 0);
+            return self.emit_again(cage, from, to).map(|()| 0);
         }
         let mut done = 0;
         while done < size {
@@ -217,8 +215,33 @@ impl<'a> Execution<'a> {
 
     /// Ends the kernel if there is more to do and no time left.
     fn in_time(&self, more: bool) -> Result<(), Failure> {
-        if more && (Instant::now() >= self.deadline || engine::is_overdue()) {
-            return Err(Failure::TimedOut(self.request.limits.time));
+        match more && self.term.is_over() {
+            true => Err(self.term.failure()),
+            false => Ok(()),
+        }
+    }
+
+    /// Emits what is in the output region already, which may overlap its target: beginning at the
+    /// end of which nothing is overwritten before it was copied.
+    fn emit_again(&self, cage: &mut Cage, from: CagePtr, to: CagePtr) -> Result<(), Failure> {
+        let size = from.len();
+        let mut buffer = vec![0; size.min(MOVE_PART) as usize];
+        let mut done = 0;
+        while done < size {
+            let len = (size - done).min(MOVE_PART);
+            let at = match from.offset() < to.offset() {
+                true => size - done - len,
+                false => done,
+            };
+            let (Some(from), Some(to)) = (from.part(at, len), to.part(at, len)) else {
+                return Err(Failure::Fault(from.offset()));
+            };
+            let bytes = &mut buffer[..len as usize];
+            cage.read_bytes(from, bytes)
+                .and_then(|()| cage.write_bytes(to, bytes))
+                .map_err(|fault| Failure::Fault(fault.0))?;
+            done += len;
+            self.in_time(done < size)?;
         }
         Ok(())
     }
@@ -267,20 +290,12 @@ impl<'a> Execution<'a> {
     }
 }
 
-/// Emits what is in the output region already, which may overlap its target.
-fn emit_again(cage: &mut Cage, from: CagePtr, to: CagePtr) -> Result<(), Failure> {
-    let bytes = cage.bytes(from).map(<[u8]>::to_vec);
-    let bytes = bytes.ok_or(Failure::Fault(from.offset()))?;
-    cage.write_bytes(to, &bytes)
-        .map_err(|fault| Failure::Fault(fault.0))
-}
-
 impl Helpers for Execution<'_> {
     fn call(&mut self, cage: &mut Cage, number: u32, arguments: [u64; 5]) -> Called {
         self.usage.helper_calls += 1;
         self.helper = helper_name(number).unwrap_or("helper");
-        let outcome = match self.stopping.load(Ordering::Relaxed) {
-            true => Err(Failure::Stopped),
+        let outcome = match self.term.is_called_off() {
+            true => Err(self.term.failure()),
             false => self.dispatch(cage, number, arguments),
         };
         match outcome {
@@ -290,5 +305,9 @@ impl Helpers for Execution<'_> {
                 Called::Abort
             }
         }
+    }
+
+    fn is_called_off(&self) -> bool {
+        self.term.is_called_off()
     }
 }

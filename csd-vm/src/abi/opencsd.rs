@@ -13,6 +13,9 @@ use crate::request::{Failure, Piece};
 /// Sectors that can be reserved for appending.
 const RESERVED_MAX: u64 = 1 << 28;
 
+/// Blocks whose addresses are looked up at a time; whether the time is over is looked at in between.
+const RESOLVE_PART: u64 = 1 << 15;
+
 /// Addresses of sectors in a call area are written at an odd multiple of 4, because `flfs_call`
 /// is packed and has an odd multiple of 4 bytes: the addresses are aligned then.
 const FLFS_CALL_SKEW: u64 = 4;
@@ -208,18 +211,26 @@ impl Execution<'_> {
         let mut block = request.offset / BLOCK;
         let count = (request.offset + len).div_ceil(BLOCK) - block;
         let mut pieces: Vec<Piece> = Vec::new();
-        request
-            .snapshot
-            .resolve(block, count, &mut pieces)
-            .map_err(Failure::Storage)?;
         let end = block + count;
-        for piece in &pieces {
-            if piece.blocks() > end - block {
-                return Err(Failure::Storage("more blocks than were asked for".into()));
+        while block < end {
+            let part_end = end.min(block + RESOLVE_PART);
+            pieces.clear();
+            request
+                .snapshot
+                .resolve(block, part_end - block, &mut pieces)
+                .map_err(Failure::Storage)?;
+            for piece in &pieces {
+                if piece.blocks() > part_end - block {
+                    return Err(Failure::Storage("more blocks than were asked for".into()));
+                }
+                let lba = sectors.add(block, piece);
+                flat.extend(lba..lba + piece.blocks());
+                block += piece.blocks();
             }
-            let lba = sectors.add(block, piece);
-            flat.extend(lba..lba + piece.blocks());
-            block += piece.blocks();
+            if block < part_end {
+                return Err(Failure::Storage("fewer blocks than were asked for".into()));
+            }
+            self.in_time(block < end)?;
         }
         Ok(())
     }

@@ -51,6 +51,12 @@ pub trait Helpers {
     /// them. It runs on the stack of the thread that started the run. A panic ends the program
     /// with [`Exit::Aborted`].
     fn call(&mut self, cage: &mut Cage, number: u32, arguments: [u64; 5]) -> Called;
+
+    /// Whether the run is not wanted any more. Asked once, after its deadline was published: who
+    /// called it off before that has not found it by [`expire`].
+    fn is_called_off(&self) -> bool {
+        false
+    }
 }
 
 /// A function of a linked program.

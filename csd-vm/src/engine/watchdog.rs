@@ -45,7 +45,8 @@ pub struct Deadline {
     at: u64,
     /// Nanoseconds of processor time, or [`NONE`].
     processor: u64,
-    group: u64,
+    /// 0 is no group.
+    groups: [u64; 2],
 }
 
 impl Deadline {
@@ -56,7 +57,7 @@ impl Deadline {
         Deadline {
             at: now().saturating_add(time).min(NONE - 1),
             processor: NONE,
-            group: 0,
+            groups: [0; 2],
         }
     }
 
@@ -70,11 +71,12 @@ impl Deadline {
         }
     }
 
-    /// The same for a program of `group`, so that [`expire`] ends it earlier.
+    /// The same for a program of `group`, so that [`expire`] ends it earlier. A program can be of two
+    /// groups: the last two it was given.
     #[must_use]
     pub fn in_group(self, group: Group) -> Deadline {
         Deadline {
-            group: group.0,
+            groups: [group.0, self.groups[0]],
             ..self
         }
     }
@@ -101,11 +103,13 @@ impl Default for Group {
 
 /// The time of all programs of `group` that run now is over.
 pub fn expire(group: Group) {
-    for slot in all().filter(|slot| slot.group.load(SeqCst) == group.0) {
+    for slot in all() {
+        // In this order: a deadline is published after the groups of its program, so these are of
+        // the program whose deadline it is, or of a later one, and then the exchange fails.
         let deadline = slot.deadline.load(SeqCst);
-        if deadline < NONE {
-            // A program that ends meanwhile needs nothing; one that begins meanwhile may be of
-            // another group, or of this one and too late.
+        let belongs = slot.groups.iter().any(|of| of.load(SeqCst) == group.0);
+        if deadline < NONE && belongs {
+            // A program that ends meanwhile needs nothing.
             let _ = slot.deadline.compare_exchange(deadline, 0, SeqCst, SeqCst);
         }
     }
@@ -147,8 +151,8 @@ struct Shared {
     taken: AtomicBool,
     /// [`NONE`], a deadline, or one with the mark [`OVERDUE`].
     deadline: AtomicU64,
-    /// The group of the program; stored before its deadline.
-    group: AtomicU64,
+    /// The groups of the program; stored before its deadline.
+    groups: [AtomicU64; 2],
     lent: Mutex<Lent>,
     next: Option<&'static Shared>,
 }
@@ -232,7 +236,7 @@ fn add_slot() -> &'static Shared {
         processor: AtomicU64::new(NONE),
         taken: AtomicBool::new(true),
         deadline: AtomicU64::new(NONE),
-        group: AtomicU64::new(0),
+        groups: Default::default(),
         lent: Mutex::new(None),
         next: None,
     }));
@@ -262,7 +266,9 @@ impl Slot {
         self.settle();
         // Sequentially consistent, as the watchdog's accesses to the same two are: either it sees
         // our deadline in the look after it announced when it wakes, or we see the announcement.
-        self.shared.group.store(deadline.group, SeqCst);
+        for (shared, group) in self.shared.groups.iter().zip(deadline.groups) {
+            shared.store(group, Relaxed);
+        }
         let mut first_look = deadline.at;
         let mut processor = NONE;
         if deadline.processor < NONE {

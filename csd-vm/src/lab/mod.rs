@@ -149,6 +149,7 @@ impl Laboratory {
             arguments: (0..random.below(5)).map(|_| argument(random)).collect(),
             limits: Limits {
                 time: PATIENCE,
+                processor: None,
                 heap: 64 << 10,
                 output: if few { 100 } else { 64 << 10 },
                 blocks_read: if few { 3 } else { 1 << 20 },
@@ -250,7 +251,7 @@ impl Laboratory {
         let core = &self.core;
         let (end, log) = self
             .log
-            .lines_of(|| instance.run(core, &loaded.program, request));
+            .lines_of(|| instance.run(core, &loaded.program, request, None));
         let (output, appended) = match end.status {
             Ok(_) => instance.results(&end),
             Err(_) => Default::default(),

@@ -44,6 +44,7 @@ pub enum Ending {
 pub(super) fn without_times(usage: Usage) -> Usage {
     Usage {
         run_ns: 0,
+        processor_ns: 0,
         queued_ns: 0,
         ..usage
     }

@@ -36,6 +36,14 @@ fn endless() -> Vec<(&'static str, Vec<u8>)> {
             "emit",
             warren("while (1) { warren_emit((void *)r->heap, 16 << 20); warren_trim(16 << 20); }"),
         ),
+        (
+            "emit again",
+            warren(
+                "warren_reserve(1 << 20);
+                 const u8 *o = warren_reserve(15 << 20);
+                 while (1) { warren_emit(o, 16 << 20); warren_trim(16 << 20); }",
+            ),
+        ),
         ("recursion", crate::common::compile(recursion)),
     ]
 }

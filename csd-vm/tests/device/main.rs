@@ -1,5 +1,6 @@
 //! The device from end to end: kernels compiled from C, files on emulated zoned devices.
 
+mod cancellation;
 mod common;
 mod fuzz;
 mod hostile;

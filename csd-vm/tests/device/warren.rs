@@ -37,6 +37,33 @@ fn the_request_is_described_in_memory_and_by_the_helper() {
 }
 
 #[test]
+fn output_is_emitted_again_as_it_was_though_source_and_target_overlap() {
+    const LEN: usize = 1 << 20;
+    let fill = "u8 *o = warren_reserve(1 << 20);
+        for (u64 i = 0; i < 1 << 20; i++) o[i] = i * 2654435761u >> 13;";
+    let filled: Vec<u8> = (0..LEN as u32)
+        .map(|at| (at.wrapping_mul(2_654_435_761) >> 13) as u8)
+        .collect();
+    // What is emitted again ends behind where it goes to, or begins behind that.
+    let up = format!("{fill} warren_emit(o + 1000, 1 << 20); return 0;");
+    let down =
+        format!("{fill} warren_trim(1 << 20); warren_emit(o + 1000, (1 << 20) - 1000); return 0;");
+    for config in both_engines() {
+        let bench = Bench::with(
+            &warren(&up),
+            &pattern(10),
+            Shape::Contiguous,
+            config.clone(),
+        );
+        let output = bench.read(0, 10).output;
+        assert!(output[..LEN] == filled && output[LEN..2 * LEN - 1000] == filled[1000..]);
+        assert!(output[2 * LEN - 1000..].iter().all(|byte| *byte == 0));
+        let bench = Bench::with(&warren(&down), &pattern(10), Shape::Contiguous, config);
+        assert!(bench.read(0, 10).output == filled[1000..]);
+    }
+}
+
+#[test]
 fn passthrough_emits_any_range_of_any_layout() {
     let mut data = pattern(900_003);
     data[10 * BLOCK..60 * BLOCK].fill(0);

@@ -18,7 +18,8 @@ use zns_backend::{Geometry, Lba, MemDevice, ZonedDevice};
 
 use super::{CommandResult, Failure, Outcome, output};
 use crate::checksum;
-use crate::offload::value::{TIMEOUT_MS_MAX, parse_argument};
+use crate::offload::limits::TIMEOUT_MS_MAX;
+use crate::offload::value::parse_argument;
 use crate::offload::{load_error, verdict};
 use crate::types::{BLOCK, BLOCK_SIZE};
 

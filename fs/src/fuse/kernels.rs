@@ -17,7 +17,7 @@ use fuser::{
 use super::Adapter;
 use super::ops::answer;
 use crate::offload::value::Attribute;
-use crate::offload::{PageCache, ReadJob, SetRequest, WriteJob, WriteRequest};
+use crate::offload::{PageCache, ReadJob, Requester, SetRequest, WriteJob, WriteRequest};
 use crate::types::Ino;
 use crate::volume::types::{Caller, XattrFlags};
 
@@ -35,6 +35,15 @@ const NUMBER_SHIFT: u32 = 4;
 /// The number that `offload` gave a handle, if it did.
 pub(super) fn number(handle: FileHandle) -> Option<u64> {
     (handle.0 & HANDLE_NUMBERED != 0).then_some(handle.0 >> NUMBER_SHIFT)
+}
+
+/// Who makes a request.
+fn requester(request: &Request) -> Requester {
+    Requester {
+        thread: request.pid(),
+        uid: request.uid(),
+        gid: request.gid(),
+    }
 }
 
 /// A read for kernels.
@@ -105,7 +114,7 @@ impl Adapter {
         locks?;
         self.core
             .offload
-            .read_job(ino, number(handle)?, request.pid())
+            .read_job(ino, number(handle)?, requester(request))
     }
 
     /// What kernels have to do with a write.
@@ -119,7 +128,7 @@ impl Adapter {
         locks?;
         self.core
             .offload
-            .write_job(ino, number(handle)?, request.pid())
+            .write_job(ino, number(handle)?, requester(request))
     }
 
     /// Whether a copy is to go through kernels: then it must be made of reads and writes.
@@ -129,9 +138,9 @@ impl Adapter {
         (from, from_handle): (Ino, FileHandle),
         (to, to_handle): (Ino, FileHandle),
     ) -> bool {
-        let (offload, thread) = (&self.core.offload, request.pid());
-        number(from_handle).is_some_and(|n| offload.read_job(from, n, thread).is_some())
-            || number(to_handle).is_some_and(|n| offload.write_job(to, n, thread).is_some())
+        let (offload, who) = (&self.core.offload, requester(request));
+        number(from_handle).is_some_and(|n| offload.read_job(from, n, who).is_some())
+            || number(to_handle).is_some_and(|n| offload.write_job(to, n, who).is_some())
     }
 
     /// Has kernels answer a read. A panic leaves the reply to its destructor, which answers EIO.

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use zns_backend::parse_size;
 
-use crate::offload::value::TIMEOUT_MS_MAX;
-use crate::offload::{self, Verify};
+use crate::offload::Verify;
+use crate::offload::limits::{self, TIMEOUT_MS_MAX};
 
 /// Longest lifetime of what the kernel caches, where nothing else is asked for: a day.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
@@ -105,7 +105,7 @@ impl Default for MountOptions {
             max_background: 128,
             csd_verify: Verify::Off,
             csd_workers: 0,
-            csd_timeout: offload::DEFAULT_TIMEOUT,
+            csd_timeout: limits::DEFAULT_TIMEOUT,
             attr_timeout: DEFAULT_TIMEOUT,
             entry_timeout: DEFAULT_TIMEOUT,
             negative_timeout: DEFAULT_TIMEOUT,

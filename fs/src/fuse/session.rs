@@ -58,6 +58,7 @@ pub struct Mounted {
     session: Session<Adapter>,
     /// The threads of [`dirty`].
     write_back: Vec<JoinHandle<()>>,
+    offload: Arc<Offload>,
     device: DeviceNumber,
 }
 
@@ -130,6 +131,7 @@ pub fn mount_volume(
             Ok(Mounted {
                 session,
                 write_back,
+                offload: Arc::clone(offload),
                 device: entry.device,
             })
         });
@@ -229,7 +231,8 @@ impl Mounted {
 
     /// Serves requests until the filesystem is unmounted, by whomever, or a signal of
     /// [`block_signals`] comes, which unmounts it. A mount that is busy then is detached: what
-    /// was written is written back, and files still open lose their filesystem after a moment.
+    /// was written is written back, kernels are called off, and files still open lose their
+    /// filesystem after a moment.
     ///
     /// # Errors
     /// When the connection breaks for another reason.
@@ -250,10 +253,14 @@ impl Mounted {
         let watcher = thread::Builder::new().name("signals".into()).spawn({
             let detached = Arc::clone(&detached);
             let main = thread::current();
+            let offload = Arc::downgrade(&self.offload);
             move || {
                 wait_for_signal();
                 if unmount_all(device) {
                     return;
+                }
+                if let Some(offload) = offload.upgrade() {
+                    offload.stop();
                 }
                 detached.store(true, Ordering::Release);
                 main.unpark();

@@ -8,7 +8,7 @@ use fuser::{Errno, INodeNo, ReplyEmpty, ReplyXattr, Request};
 use super::ops::answer;
 use super::{Adapter, convert};
 use crate::error::Error;
-use crate::offload::value::Attribute;
+use crate::offload::value::{self, Attribute};
 
 /// Setting this one may end the set-group-ID bit.
 const ACCESS_ACL: &[u8] = b"system.posix_acl_access";
@@ -28,6 +28,11 @@ impl Adapter {
         if let Some(attribute) = Attribute::from_name(name) {
             let flags = convert::xattr_flags(flags, false);
             return self.register(&caller, ino, attribute, value, flags, reply);
+        }
+        if value::is_reserved(name) {
+            let error = value::unknown_attribute(name);
+            tracing::warn!(inode = ino.0, thread = caller.pid, "{error}");
+            return reply.error(convert::errno(&error));
         }
         let result = self.core.change("setxattr", ino, |volume| {
             // posix_acl(5) by way of chmod(2): whoever is neither in the file's group nor

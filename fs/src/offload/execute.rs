@@ -10,25 +10,18 @@ use std::sync::atomic::Ordering;
 
 use csd_vm::request::{Completion, Failure, FileIdentity, Limits, Operation, Request};
 
-use super::registry::{Handle, Registration};
+use super::Offload;
+use super::flights::{CALLED_OFF, Waits};
+use super::limits::{
+    APPENDED_BYTES, BLOCKS_READ_MIN, HEAP_BYTES, OUTPUT_BYTES, PASSES, QUEUE_DEPTH, Resource,
+    Share, VIEW_STEP,
+};
+use super::registry::{Handle, Registration, Requester};
 use super::value::operation_name;
-use super::view::{Output, ReadReply, Waiting};
-use super::{Offload, QUEUE_DEPTH};
-use crate::error::{Error, Result};
+use super::view::{Output, ReadReply, Unanswered, Waiting};
+use crate::error::{Error, Result, Scarce};
 use crate::types::{BLOCK, Ino};
 use crate::volume::types::Time;
-
-/// Heap of a kernel, in bytes.
-const HEAP_BYTES: u64 = 64 << 20;
-/// Most bytes an execution returns.
-const OUTPUT_BYTES: u64 = 64 << 20;
-/// Most bytes an execution appends.
-const APPENDED_BYTES: u64 = 64 << 20;
-/// A kernel may read every block of its snapshot this many times, and [`BLOCKS_READ_MIN`] at least.
-const PASSES: u64 = 4;
-const BLOCKS_READ_MIN: u64 = 1 << 18;
-/// Bytes of a view that the default time is given for; larger views get as much more.
-const VIEW_STEP: u64 = 64 << 20;
 
 /// Answers a write with success, or with an errno.
 pub type WriteReply = Box<dyn FnOnce(std::result::Result<(), i32>) + Send>;
@@ -36,12 +29,14 @@ pub type WriteReply = Box<dyn FnOnce(std::result::Result<(), i32>) + Send>;
 /// A read that kernels have a part in.
 pub struct ReadJob {
     handle: Arc<Handle>,
+    thread: u32,
     stream: Option<Arc<Registration>>,
     event: Option<Arc<Registration>>,
 }
 
 /// A write that kernels have a part in.
 pub struct WriteJob {
+    thread: u32,
     stream: Option<Arc<Registration>>,
     event: Option<Arc<Registration>>,
 }
@@ -61,35 +56,40 @@ pub struct WriteRequest {
 }
 
 /// What an execution gave.
-type Outcome<'a> = std::result::Result<Completion<'a>, i32>;
+type Outcome<'a> = std::result::Result<Completion<'a>, Unanswered>;
 
 impl Offload {
-    /// What a read by `thread` through a handle is to do; `None` if no kernel has a part in it.
+    /// What a read through a handle is to do; `None` if no kernel has a part in it.
     #[must_use]
-    pub fn read_job(&self, ino: Ino, number: u64, thread: u32) -> Option<ReadJob> {
+    pub fn read_job(&self, ino: Ino, number: u64, who: Requester) -> Option<ReadJob> {
         if self.registry.is_idle() {
             return None;
         }
-        let handle = self.registry.used(ino, number, thread)?;
-        let stream = handle.registration(Operation::ReadStream);
-        let event = handle.registration(Operation::ReadEvent);
+        let handle = self.registry.handle(ino, number)?;
+        let operations = [Operation::ReadStream, Operation::ReadEvent];
+        let [stream, event] = handle.registrations(operations, who);
         (stream.is_some() || event.is_some()).then_some(ReadJob {
             handle,
+            thread: who.thread,
             stream,
             event,
         })
     }
 
-    /// What a write by `thread` through a handle is to do; `None` if no kernel has a part in it.
+    /// What a write through a handle is to do; `None` if no kernel has a part in it.
     #[must_use]
-    pub fn write_job(&self, ino: Ino, number: u64, thread: u32) -> Option<WriteJob> {
+    pub fn write_job(&self, ino: Ino, number: u64, who: Requester) -> Option<WriteJob> {
         if self.registry.is_idle() {
             return None;
         }
-        let handle = self.registry.used(ino, number, thread)?;
-        let stream = handle.registration(Operation::WriteStream);
-        let event = handle.registration(Operation::WriteEvent);
-        (stream.is_some() || event.is_some()).then_some(WriteJob { stream, event })
+        let handle = self.registry.handle(ino, number)?;
+        let operations = [Operation::WriteStream, Operation::WriteEvent];
+        let [stream, event] = handle.registrations(operations, who);
+        (stream.is_some() || event.is_some()).then_some(WriteJob {
+            thread: who.thread,
+            stream,
+            event,
+        })
     }
 
     /// Carries out a read. `reply` is called once, on any thread.
@@ -101,12 +101,16 @@ impl Offload {
         size: usize,
         reply: ReadReply,
     ) {
+        let read = Waiting {
+            thread: job.thread,
+            offset,
+            size,
+            reply,
+        };
         match job.stream {
-            Some(stream) if stream.view => {
-                self.read_view(&job.handle, &stream, offset, size, reply)
-            }
-            Some(stream) => self.read_stream(&stream, job.event, offset, size, reply),
-            None => self.read_ordinary(ino, job.event, offset, size, reply),
+            Some(stream) if stream.view => self.read_view(&job.handle, &stream, read),
+            Some(stream) => self.read_stream(&stream, job.event, read),
+            None => self.read_ordinary(ino, job.event, read),
         }
     }
 
@@ -114,25 +118,17 @@ impl Offload {
         self: &Arc<Offload>,
         handle: &Arc<Handle>,
         stream: &Arc<Registration>,
-        offset: u64,
-        size: usize,
-        reply: ReadReply,
+        read: Waiting,
     ) {
-        let waiting = Waiting {
-            offset,
-            size,
-            reply,
-        };
-        if !handle.views.read(stream.number, waiting) {
+        let Some(run) = handle.views.read(stream.number, read) else {
             return;
-        }
-        let (offload, handle, number) = (Arc::clone(self), Arc::clone(handle), stream.number);
+        };
+        let (handle, of) = (Arc::clone(handle), Arc::clone(stream));
+        let waits = Waits::View(Arc::clone(&handle), run);
         let request = self.request(stream, 0, stream.snapshot.size(), Vec::new());
-        self.run(stream, request, move |outcome| {
-            let output = outcome.and_then(|completion| {
-                Output::keep(completion.output, &offload.kept_bytes).ok_or(libc::ENOMEM)
-            });
-            handle.views.finish(number, output);
+        self.run(stream, waits, request, move |outcome| {
+            let output = outcome.and_then(|completion| keep(&of, completion.output));
+            handle.views.finish(run, output);
         });
     }
 
@@ -140,23 +136,24 @@ impl Offload {
         self: &Arc<Offload>,
         stream: &Arc<Registration>,
         event: Option<Arc<Registration>>,
-        offset: u64,
-        size: usize,
-        reply: ReadReply,
+        read: Waiting,
     ) {
-        let left = stream.snapshot.size().saturating_sub(offset);
+        let left = stream.snapshot.size().saturating_sub(read.offset);
         if left == 0 {
-            return reply(Ok(&[]));
+            return (read.reply)(Ok(&[]));
         }
-        let request = self.request(stream, offset, left.min(size as u64), Vec::new());
-        let offload = Arc::clone(self);
-        self.run(stream, request, move |outcome| match (outcome, event) {
-            (Ok(completion), None) => reply(Ok(first(completion.output, size))),
-            (Ok(completion), Some(event)) => {
-                let data = first(completion.output, size).to_vec();
-                offload.read_event(&event, offset, size, data, reply);
+        let size = left.min(read.size as u64);
+        let request = self.request(stream, read.offset, size, Vec::new());
+        let (offload, waits) = (Arc::clone(self), Waits::Thread(read.thread));
+        self.run(stream, waits, request, move |outcome| {
+            match (outcome, event) {
+                (Ok(completion), None) => (read.reply)(Ok(first(completion.output, read.size))),
+                (Ok(completion), Some(event)) => {
+                    let data = first(completion.output, read.size).to_vec();
+                    offload.read_event(&event, data, read);
+                }
+                (Err(unanswered), _) => (read.reply)(Err(unanswered.errno)),
             }
-            (Err(errno), _) => reply(Err(errno)),
         });
     }
 
@@ -164,45 +161,38 @@ impl Offload {
         self: &Arc<Offload>,
         ino: Ino,
         event: Option<Arc<Registration>>,
-        offset: u64,
-        size: usize,
-        reply: ReadReply,
+        read: Waiting,
     ) {
         let mut data = Vec::new();
-        match (self.volume.read(ino, offset, size, &mut data), event) {
-            (Ok(()), Some(event)) => self.read_event(&event, offset, size, data, reply),
-            (Ok(()), None) => reply(Ok(&data)),
-            (Err(error), _) => reply(Err(error.errno())),
+        let outcome = self.volume.read(ino, read.offset, read.size, &mut data);
+        match (outcome, event) {
+            (Ok(()), Some(event)) => self.read_event(&event, data, read),
+            (Ok(()), None) => (read.reply)(Ok(&data)),
+            (Err(error), _) => (read.reply)(Err(error.errno())),
         }
     }
 
     /// The end of the file stays the end of the file: a read of nothing runs no kernel.
-    fn read_event(
-        self: &Arc<Offload>,
-        event: &Arc<Registration>,
-        offset: u64,
-        size: usize,
-        data: Vec<u8>,
-        reply: ReadReply,
-    ) {
+    fn read_event(self: &Arc<Offload>, event: &Arc<Registration>, data: Vec<u8>, read: Waiting) {
         if data.is_empty() {
-            return reply(Ok(&[]));
+            return (read.reply)(Ok(&[]));
         }
-        let request = self.request(event, offset, data.len() as u64, data.clone());
-        self.run(event, request, move |outcome| match outcome {
+        let request = self.request(event, read.offset, data.len() as u64, data.clone());
+        let waits = Waits::Thread(read.thread);
+        self.run(event, waits, request, move |outcome| match outcome {
             Ok(completion) => {
                 let mut data = data;
-                let room = size.saturating_sub(data.len());
+                let room = read.size.saturating_sub(data.len());
                 data.extend_from_slice(first(completion.output, room));
-                reply(Ok(&data));
+                (read.reply)(Ok(&data));
             }
-            Err(errno) => reply(Err(errno)),
+            Err(unanswered) => (read.reply)(Err(unanswered.errno)),
         });
     }
 
     /// Carries out a write. `reply` is called once, on any thread.
     pub fn write(self: &Arc<Offload>, job: WriteJob, write: WriteRequest, reply: WriteReply) {
-        let event = job.event;
+        let (event, thread) = (job.event, job.thread);
         let Some(stream) = job.stream else {
             let now = Some(Time::now());
             let (ino, offset) = (write.ino, write.offset);
@@ -210,25 +200,26 @@ impl Offload {
                 .volume
                 .write(ino, offset, &write.data, write.kill_privileges, now);
             return match written {
-                Ok(()) => self.written(event, write, reply),
+                Ok(()) => self.written(event, thread, write, reply),
                 Err(error) => reply(Err(error.errno())),
             };
         };
         let size = write.data.len() as u64;
         let request = self.request(&stream, write.offset, size, write.data);
         let offload = Arc::clone(self);
-        self.run(&stream, request, move |outcome| match outcome {
+        let waits = Waits::Thread(thread);
+        self.run(&stream, waits, request, move |outcome| match outcome {
             Ok(completion) => {
                 let write = WriteRequest {
                     data: completion.output.to_vec(),
                     ..write
                 };
                 match offload.replace(&write, size, completion.appended) {
-                    Ok(()) => offload.written(event, write, reply),
+                    Ok(()) => offload.written(event, thread, write, reply),
                     Err(error) => reply(Err(error.errno())),
                 }
             }
-            Err(errno) => reply(Err(errno)),
+            Err(unanswered) => reply(Err(unanswered.errno)),
         });
     }
 
@@ -256,6 +247,7 @@ impl Offload {
     fn written(
         self: &Arc<Offload>,
         event: Option<Arc<Registration>>,
+        thread: u32,
         write: WriteRequest,
         reply: WriteReply,
     ) {
@@ -269,7 +261,8 @@ impl Offload {
             ..write
         };
         let offload = Arc::clone(self);
-        self.run(&event, request, move |outcome| match outcome {
+        let waits = Waits::Thread(thread);
+        self.run(&event, waits, request, move |outcome| match outcome {
             Ok(completion) => {
                 let added = match completion.appended {
                     [] => offload.append(write.ino, completion.output),
@@ -280,7 +273,7 @@ impl Offload {
                     Err(error) => reply(Err(error.errno())),
                 }
             }
-            Err(errno) => reply(Err(errno)),
+            Err(unanswered) => reply(Err(unanswered.errno)),
         });
     }
 
@@ -347,22 +340,34 @@ impl Offload {
         }
     }
 
-    /// Hands a request to the device. `done` is called once, with the output or an errno.
+    /// Hands a request to the device. `done` is called once, with the output or why there is none.
     fn run(
         self: &Arc<Offload>,
         registration: &Arc<Registration>,
+        waits: Waits,
         request: Request,
         done: impl FnOnce(Outcome<'_>) + Send + 'static,
     ) {
+        let turn = match Turn::take(registration, request.data.len()) {
+            Ok(turn) => turn,
+            Err(error) => return done(Err(refuse(registration, &error))),
+        };
+        let (ticket, wake) = self.flights.begin(registration, waits);
+        if wake {
+            self.watch.wake();
+        }
+        // One that ended since the request found it may have been called off before.
         let device = self.device.lock().clone();
-        let waiting = registration.in_flight.fetch_add(1, Ordering::Relaxed);
-        let Some(device) = device.filter(|_| waiting < QUEUE_DEPTH) else {
-            registration.in_flight.fetch_sub(1, Ordering::Relaxed);
-            return done(Err(libc::EAGAIN));
+        let Some(device) = device.filter(|_| !registration.has_ended()) else {
+            return done(Err(Unanswered {
+                errno: CALLED_OFF,
+                lasting: false,
+            }));
         };
         let (offload, of) = (Arc::clone(self), Arc::clone(registration));
+        let cancellation = ticket.cancellation.clone();
         let finish = Box::new(move |completion: Completion<'_>| {
-            of.in_flight.fetch_sub(1, Ordering::Relaxed);
+            drop((ticket, turn));
             let outcome = match &completion.status {
                 Ok(_) => Ok(completion),
                 Err(failure) => Err(report(&of, failure)),
@@ -375,18 +380,93 @@ impl Offload {
                     .latch_read_only("internal error after a kernel");
             }
         });
-        device.submit(&registration.activation, request, finish);
+        device.submit_cancellable(&registration.activation, request, &cancellation, finish);
     }
 }
 
-/// Logs why an execution failed, and gives its errno.
-fn report(registration: &Registration, failure: &Failure) -> i32 {
+/// Leave to be under way with a request.
+struct Turn {
+    registration: Arc<Registration>,
+    _shares: [Share; 2],
+}
+
+impl Turn {
+    /// Takes it for a request with so many bytes of data.
+    ///
+    /// # Errors
+    /// `LimitReached`.
+    fn take(registration: &Arc<Registration>, bytes: usize) -> Result<Turn> {
+        let account = &registration.account;
+        let shares = [
+            account.take(Resource::Requests, 1)?,
+            account.take(Resource::RequestBytes, bytes as u64)?,
+        ];
+        let before = registration.in_flight.fetch_add(1, Ordering::Relaxed);
+        let turn = Turn {
+            registration: Arc::clone(registration),
+            _shares: shares,
+        };
+        if before >= QUEUE_DEPTH {
+            return Err(Error::LimitReached {
+                most: QUEUE_DEPTH as u64,
+                what: "requests under way",
+                whose: "of one registration",
+                scarce: Scarce::Turn,
+            });
+        }
+        Ok(turn)
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.registration.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Keeps the output of a view.
+fn keep(registration: &Registration, bytes: &[u8]) -> std::result::Result<Arc<Output>, Unanswered> {
+    let share = registration
+        .account
+        .take(Resource::ViewBytes, bytes.len() as u64)
+        .map_err(|error| refuse(registration, &error))?;
+    Ok(Arc::new(Output {
+        bytes: bytes.to_vec(),
+        _share: share,
+    }))
+}
+
+/// Logs that there was no room for a request or its output.
+fn refuse(registration: &Registration, error: &Error) -> Unanswered {
+    log_failure(registration, error);
+    Unanswered {
+        errno: error.errno(),
+        lasting: false,
+    }
+}
+
+/// Logs why an execution failed, and gives its errno. What was called off is what somebody wanted.
+fn report(registration: &Registration, failure: &Failure) -> Unanswered {
     let error = match failure {
+        Failure::Cancelled | Failure::Stopped => {
+            return Unanswered {
+                errno: CALLED_OFF,
+                lasting: false,
+            };
+        }
         Failure::TimedOut(_) | Failure::ProcessorTime(_) => {
             Error::KernelTimedOut(failure.to_string())
         }
         _ => Error::KernelFailed(failure.to_string()),
     };
+    log_failure(registration, &error);
+    Unanswered {
+        errno: error.errno(),
+        lasting: true,
+    }
+}
+
+fn log_failure(registration: &Registration, error: &Error) {
     let count = registration.failures.fetch_add(1, Ordering::Relaxed) + 1;
     if count.is_power_of_two() {
         tracing::warn!(
@@ -397,7 +477,6 @@ fn report(registration: &Registration, failure: &Failure) -> i32 {
             operation_name(registration.operation)
         );
     }
-    error.errno()
 }
 
 fn first(bytes: &[u8], size: usize) -> &[u8] {

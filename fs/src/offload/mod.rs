@@ -7,17 +7,25 @@
 //! ([`Offload::open`]).
 //!
 //! What lies where: `value` (the attribute's grammar), `register` (checks, permissions, lifetimes),
-//! `registry` (who has what), `process` and `watch` (owners), `snapshot` (blocks for the device),
-//! `verify` (kernels), `execute` (requests), `view` (outputs read like files), `report` (statistics).
+//! `registry` (who has what), `limits` (how much anybody may have), `process` and `rights` (who a
+//! requester is, what it may become), `watch` and `closes` (ends of owners and of their handles),
+//! `snapshot` (blocks for the device), `verify` (kernels), `execute` (requests), `flights` and
+//! `dying` (requests nobody waits for any more), `view` (outputs read like files), `report`
+//! (statistics).
 //!
 //! Nothing of this is stored: registrations end with the mount. The device and its threads are made
 //! when the first kernel is registered.
 
+mod closes;
+mod dying;
 mod execute;
+mod flights;
+pub mod limits;
 mod process;
 mod register;
 mod registry;
 mod report;
+mod rights;
 mod snapshot;
 pub mod value;
 mod verify;
@@ -27,7 +35,7 @@ mod watch;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use csd_vm::{Device, DeviceConfig};
 use parking_lot::Mutex;
@@ -35,18 +43,17 @@ use parking_lot::Mutex;
 use crate::error::{Error, Result};
 use crate::types::Ino;
 use crate::volume::Volume;
+use closes::Closes;
 pub use execute::{ReadJob, WriteJob, WriteReply, WriteRequest};
+use flights::Flights;
+use limits::{Accounts, DEFAULT_TIMEOUT, QUEUE_DEPTH};
 pub use register::{Prepared, SetRequest, load_error};
 use registry::Registry;
+pub use registry::Requester;
 pub use report::RegistrationReport;
 pub use verify::{Verify, verdict};
 pub use view::ReadReply;
 use watch::{Owners, Watch};
-
-/// Requests of one registration that may wait; what comes on top of that is refused.
-const QUEUE_DEPTH: usize = 4096;
-/// Longest run of a kernel whose registration does not say otherwise.
-pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How kernels are run.
 #[derive(Clone, Debug)]
@@ -96,16 +103,21 @@ pub struct Opened {
     pub bound: bool,
 }
 
+/// What a thread does.
+type Body = Box<dyn FnOnce() + Send>;
+
 /// All that concerns kernels on one mount.
 pub struct Offload {
     volume: Arc<Volume>,
     options: Options,
     registry: Registry,
+    accounts: Accounts,
+    flights: Arc<Flights>,
     watch: Arc<Watch>,
-    watcher: Mutex<Option<JoinHandle<()>>>,
+    closes: Arc<Closes>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
     device: Mutex<Option<Arc<Device>>>,
     mount: OnceLock<Mount>,
-    kept_bytes: Arc<AtomicU64>,
     next_registration: AtomicU64,
     stopped: AtomicBool,
 }
@@ -121,11 +133,13 @@ impl Offload {
             volume,
             options,
             registry: Registry::new(Owners::new(Arc::clone(&watch))),
+            accounts: Accounts::default(),
+            flights: Arc::default(),
             watch,
-            watcher: Mutex::new(None),
+            closes: Arc::default(),
+            threads: Mutex::default(),
             device: Mutex::new(None),
             mount: OnceLock::new(),
-            kept_bytes: Arc::default(),
             next_registration: AtomicU64::new(1),
             stopped: AtomicBool::new(false),
         }))
@@ -141,16 +155,8 @@ impl Offload {
     /// that is registered later can have them.
     #[must_use]
     pub fn open(&self, ino: Ino, thread: u32, uncached: bool) -> Opened {
-        let bound = match self.registry.is_idle() {
-            true => Vec::new(),
-            false => self.registry.visible(ino, thread),
-        };
-        let is_bound = !bound.is_empty();
-        let number = (is_bound || uncached).then(|| self.registry.open(ino, thread, bound));
-        Opened {
-            number,
-            bound: is_bound,
-        }
+        let (number, bound) = self.registry.open(ino, thread, uncached);
+        Opened { number, bound }
     }
 
     /// A handle is closed; `number` if it has one.
@@ -159,24 +165,30 @@ impl Offload {
             self.registry.close(ino, number);
         }
         if !self.registry.is_idle() {
-            self.end_with_handles(ino);
+            self.handle_closed(ino);
         }
     }
 
-    /// Ends all registrations, waits for what runs, and refuses new ones.
-    pub fn shutdown(&self) {
+    /// Ends all registrations, calls off what runs, and refuses new ones.
+    pub fn stop(&self) {
         self.stopped.store(true, Ordering::Release);
         self.end_all();
+    }
+
+    /// As [`Offload::stop`], and waits until nothing is left.
+    pub fn shutdown(&self) {
+        self.stop();
         let device = self.device.lock().take();
         if let Some(device) = device {
             device.shutdown();
         }
         self.watch.stop();
-        let watcher = self.watcher.lock().take();
-        if let Some(watcher) = watcher
-            && watcher.join().is_err()
-        {
-            tracing::error!("the watch on owners panicked");
+        self.closes.stop();
+        let threads = std::mem::take(&mut *self.threads.lock());
+        for thread in threads {
+            if thread.join().is_err() {
+                tracing::error!("a thread that looks after registrations panicked");
+            }
         }
     }
 
@@ -200,29 +212,59 @@ impl Offload {
             tracing::error!("kernels cannot run: {error}");
             Error::NoMemory("the device for kernels")
         })?;
-        *self.watcher.lock() = Some(self.start_watcher()?);
+        self.start_threads()?;
         *device = Some(Arc::clone(&made));
         Ok(made)
     }
 
-    fn start_watcher(self: &Arc<Offload>) -> Result<JoinHandle<()>> {
-        let (watch, offload): (_, Weak<Offload>) = (Arc::clone(&self.watch), Arc::downgrade(self));
-        std::thread::Builder::new()
-            .name("kernel-owners".into())
-            .spawn(move || {
-                while let Some(tokens) = watch.wait() {
-                    match offload.upgrade() {
-                        Some(offload) => offload.owners_ended(&tokens),
-                        None => return,
-                    }
-                }
-            })
-            .map_err(|_| Error::NoMemory("the thread that watches owners"))
+    /// Starts the threads that look after registrations, those that are not there yet.
+    fn start_threads(self: &Arc<Offload>) -> Result<()> {
+        let (watch, offload) = (Arc::clone(&self.watch), Arc::downgrade(self));
+        let owners: Body = Box::new(move || look_after_owners(&watch, &offload));
+        let (closes, offload) = (Arc::clone(&self.closes), Arc::downgrade(self));
+        let handles: Body = Box::new(move || look_after_handles(&closes, &offload));
+        let mut threads = self.threads.lock();
+        let started = threads.len();
+        let bodies = [("kernel-owners", owners), ("kernel-handles", handles)];
+        for (name, body) in bodies.into_iter().skip(started) {
+            let thread = std::thread::Builder::new().name(name.into()).spawn(body);
+            let failed = |_| Error::NoMemory("a thread that looks after registrations");
+            threads.push(thread.map_err(failed)?);
+        }
+        Ok(())
+    }
+}
+
+/// Ends what was to end with the last handle of its owner.
+fn look_after_handles(closes: &Closes, offload: &Weak<Offload>) {
+    while let Some(ino) = closes.wait() {
+        match offload.upgrade() {
+            Some(offload) => offload.end_with_handles(ino),
+            None => return,
+        }
+    }
+}
+
+/// Ends what belongs to owners that end, and calls off what nobody waits for.
+fn look_after_owners(watch: &Watch, offload: &Weak<Offload>) {
+    let mut next: Option<Instant> = None;
+    let left = |next: Option<Instant>| next.map(|at| at.saturating_duration_since(Instant::now()));
+    while let Some(tokens) = watch.wait(left(next)) {
+        let Some(offload) = offload.upgrade() else {
+            return;
+        };
+        offload.owners_ended(&tokens);
+        if next.is_none_or(|at| Instant::now() >= at) {
+            let device = offload.device.lock().clone();
+            let pause = offload.flights.look(device.as_deref());
+            next = pause.map(|pause| Instant::now() + pause);
+        }
     }
 }
 
 impl Drop for Offload {
     fn drop(&mut self) {
         self.watch.stop();
+        self.closes.stop();
     }
 }

@@ -1,15 +1,18 @@
 //! Processes, as `/proc` shows them: who makes a request, what it may do, what it has open.
 //!
 //! A request names the thread that made it. A process is identified by its PID and the time it
-//! started, since PIDs are used again.
+//! started, since PIDs are used again. A thread that waits for the answer to a request cannot be gone,
+//! so what it is told to be then is certain.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io::{self, Read};
 use std::os::fd::{FromRawFd, OwnedFd};
-use std::path::PathBuf;
-use std::sync::OnceLock;
+use std::sync::Arc;
 
+use super::dying::Signals;
+use super::limits::DESCRIPTORS_MAX;
+use super::rights::{Rights, same_user_namespace};
 use crate::error::{Error, Result};
 use crate::volume::types::Credentials;
 
@@ -18,6 +21,8 @@ const GENERATIONS_MAX: usize = 256;
 
 const CAP_DAC_OVERRIDE: u64 = 1 << 1;
 const CAP_DAC_READ_SEARCH: u64 = 1 << 2;
+/// Flag of a thread that has begun to end (PF_EXITING).
+const EXITING: u64 = 4;
 
 /// A process: its PID, which is used again, and when it started (in clock ticks since boot).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -28,18 +33,89 @@ pub(super) struct ProcessId {
     pub(super) started: u64,
 }
 
-/// What `/proc/PID/stat` tells.
-struct Stat {
+/// What `/proc/PID/stat` tells of who has not ended.
+pub(super) struct Stat {
     parent: u32,
-    started: u64,
+    pub(super) started: u64,
+    /// It is about to end.
+    pub(super) exiting: bool,
 }
 
 /// What `/proc/TID/status` tells.
-struct Status {
-    thread_group: u32,
-    user_ids: Vec<u32>,
-    groups: Vec<u32>,
-    capabilities: u64,
+pub(super) struct Status {
+    pub(super) thread_group: u32,
+    /// Real, effective, saved, and that of the filesystem.
+    pub(super) users: Vec<u32>,
+    pub(super) groups: Vec<u32>,
+    pub(super) supplementary: Vec<u32>,
+    effective: u64,
+    pub(super) permitted: u64,
+    pub(super) signals: Signals,
+    pub(super) has_memory: bool,
+}
+
+/// How far processes are away from an ancestor. What was found out once is not looked up again.
+pub(super) struct Descent {
+    /// Generations, of those who descend from it.
+    known: HashMap<ProcessId, Option<usize>>,
+}
+
+impl Descent {
+    /// That from `ancestor`.
+    pub(super) fn from(ancestor: ProcessId) -> Descent {
+        Descent {
+            known: HashMap::from([(ancestor, Some(0))]),
+        }
+    }
+
+    /// How many generations a process is away; `None` if it does not descend from it.
+    pub(super) fn generations(&mut self, process: ProcessId) -> Option<usize> {
+        let mut path = Vec::new();
+        let mut at = Some(process);
+        let mut found = None;
+        while let Some(next) = at.filter(|_| path.len() <= GENERATIONS_MAX) {
+            if let Some(known) = self.known.get(&next) {
+                found = *known;
+                break;
+            }
+            path.push(next);
+            at = next.parent();
+        }
+        for below in path.into_iter().rev() {
+            found = found.map(|generations| generations + 1);
+            self.known.insert(below, found);
+        }
+        found
+    }
+}
+
+/// Who opened a file: never changes, whatever becomes of the process.
+#[derive(Clone, Debug)]
+pub(super) struct Opener {
+    pub(super) process: ProcessId,
+    /// As they were then.
+    pub(super) rights: Arc<Rights>,
+}
+
+impl Opener {
+    /// The process of a thread that waits for its file to be opened; `None` if it has no number
+    /// here.
+    pub(super) fn of(thread: u32) -> Option<Opener> {
+        let status = Status::read(thread)?;
+        Some(Opener {
+            process: ProcessId::leading(status.thread_group).ok()?,
+            rights: Arc::new(Rights::of(thread, &status)?),
+        })
+    }
+}
+
+/// The descriptors that a process has of a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Descriptors {
+    /// How many there are.
+    Counted(usize),
+    /// The process has more descriptors than are looked through.
+    TooMany,
 }
 
 impl ProcessId {
@@ -53,19 +129,12 @@ impl ProcessId {
     }
 
     /// The process with this PID.
-    fn leading(pid: u32) -> Result<ProcessId> {
+    pub(super) fn leading(pid: u32) -> Result<ProcessId> {
         let stat = Stat::read(pid).ok_or(Error::NoProcess(pid))?;
         Ok(ProcessId {
             pid,
             started: stat.started,
         })
-    }
-
-    /// Whether a thread belongs to it. `false` if the thread is gone.
-    #[must_use]
-    pub(super) fn has_thread(self, thread: u32) -> bool {
-        let path = format!("/proc/{}/task/{thread}", self.pid);
-        (thread == self.pid || fs::exists(path).unwrap_or(false)) && self.is_alive()
     }
 
     /// Whether it is still the process with its PID.
@@ -74,29 +143,18 @@ impl ProcessId {
         Stat::read(self.pid).is_some_and(|stat| stat.started == self.started)
     }
 
-    /// How many generations it is away from an `ancestor`; `None` if that is none.
-    #[must_use]
-    pub(super) fn generations_to(self, ancestor: ProcessId) -> Option<usize> {
-        let mut at = self;
-        for generation in 1..=GENERATIONS_MAX {
-            let stat = Stat::read(at.pid).filter(|stat| stat.started == at.started)?;
-            if stat.parent <= 1 {
-                return None;
-            }
-            let started = Stat::read(stat.parent)?.started;
-            if started > at.started {
-                // Another process, with a number that was used again.
-                return None;
-            }
-            at = ProcessId {
-                pid: stat.parent,
-                started,
-            };
-            if at == ancestor {
-                return Some(generation);
-            }
+    /// The process it descends from; `None` if either has ended, or if that is the first of all.
+    fn parent(self) -> Option<ProcessId> {
+        let stat = Stat::read(self.pid).filter(|stat| stat.started == self.started)?;
+        if stat.parent <= 1 {
+            return None;
         }
-        None
+        let started = Stat::read(stat.parent)?.started;
+        // Otherwise it is another process, with a number that was used again.
+        (started <= self.started).then_some(ProcessId {
+            pid: stat.parent,
+            started,
+        })
     }
 
     /// A descriptor that becomes readable when the process ends.
@@ -123,16 +181,20 @@ impl ProcessId {
     #[must_use]
     pub(super) fn belongs_to(self, uid: u32) -> bool {
         Status::read(self.pid).is_some_and(|status| {
-            !status.user_ids.is_empty() && status.user_ids.iter().all(|id| *id == uid)
+            !status.users.is_empty() && status.users.iter().all(|id| *id == uid)
         })
     }
 
-    /// The flags of open(2) of every descriptor it has of the inode `ino` on the filesystem with
-    /// this device number.
+    /// The descriptors it has of the inode `ino` on the filesystem with this device number. Those
+    /// that only name the file (O_PATH) do not count.
     ///
     /// # Errors
     /// When its descriptors cannot be listed.
-    pub(super) fn open_flags(self, (major, minor): (u32, u32), ino: u64) -> io::Result<Vec<i32>> {
+    pub(super) fn descriptors(
+        self,
+        (major, minor): (u32, u32),
+        ino: u64,
+    ) -> io::Result<Descriptors> {
         let mounts = fs::read_to_string(format!("/proc/{}/mountinfo", self.pid))?;
         let device = format!("{major}:{minor}");
         let mounts: HashSet<&str> = mounts
@@ -143,8 +205,12 @@ impl ProcessId {
                 (fields.nth(1)? == device).then_some(id)
             })
             .collect();
-        let mut found = Vec::new();
-        for entry in fs::read_dir(format!("/proc/{}/fdinfo", self.pid))? {
+        let mut found = 0;
+        let entries = fs::read_dir(format!("/proc/{}/fdinfo", self.pid))?;
+        for (count, entry) in entries.enumerate() {
+            if count >= DESCRIPTORS_MAX {
+                return Ok(Descriptors::TooMany);
+            }
             // A descriptor that is closed while we look is not there.
             let Ok(text) = entry.and_then(|entry| fs::read_to_string(entry.path())) else {
                 continue;
@@ -157,15 +223,16 @@ impl ProcessId {
                 && field("mnt_id:").is_some_and(|id| mounts.contains(id));
             if same {
                 let flags = field("flags:").and_then(|flags| i32::from_str_radix(flags, 8).ok());
-                found.push(flags.unwrap_or(0));
+                found += usize::from(flags.unwrap_or(0) & libc::O_PATH == 0);
             }
         }
-        Ok(found)
+        Ok(Descriptors::Counted(found))
     }
 }
 
-/// The process of the thread that made a request, and what it may do. `uid` and `gid` are those of
-/// the request. `known` finds processes by their PIDs among those that are watched, and live.
+/// The process of the thread that made a request, what it may do, and what it may become. `uid` and
+/// `gid` are those of the request. `known` finds processes by their PIDs among those that are watched,
+/// and live.
 ///
 /// Privileges count only in the user namespace of this process: in another one they say nothing
 /// about files of this filesystem.
@@ -176,7 +243,7 @@ pub(super) fn requester(
     thread: u32,
     (uid, gid): (u32, u32),
     known: impl Fn(u32) -> Option<ProcessId>,
-) -> Result<(ProcessId, Credentials)> {
+) -> Result<(Opener, Credentials)> {
     let credentials = |groups, privileges: u64| Credentials {
         uid,
         gid,
@@ -186,25 +253,36 @@ pub(super) fn requester(
     };
     // The first thread of a process has its number. Of who may do anything, groups say nothing.
     if let Some(process) = known(thread)
-        && let Some(capabilities) = effective_capabilities(thread)
-        && capabilities & CAP_DAC_OVERRIDE != 0
+        && let Some((effective, permitted)) = capabilities(thread)
+        && effective & CAP_DAC_OVERRIDE != 0
+        && let Some(rights) = Rights::almighty((uid, gid), permitted)
         && same_user_namespace(thread)
     {
-        return Ok((process, credentials(Vec::new(), capabilities)));
+        let rights = Arc::new(rights);
+        return Ok((
+            Opener { process, rights },
+            credentials(Vec::new(), effective),
+        ));
     }
     let status = Status::read(thread).ok_or(Error::NoProcess(thread))?;
     let process = match known(status.thread_group) {
         Some(process) => process,
         None => ProcessId::leading(status.thread_group).map_err(|_| Error::NoProcess(thread))?,
     };
-    let privileges = status.capabilities & (CAP_DAC_OVERRIDE | CAP_DAC_READ_SEARCH);
+    let rights = Rights::of(thread, &status).ok_or(Error::NoProcess(thread))?;
+    let requester = Opener {
+        process,
+        rights: Arc::new(rights),
+    };
+    let privileges = status.effective & (CAP_DAC_OVERRIDE | CAP_DAC_READ_SEARCH);
     let counts = privileges != 0 && same_user_namespace(thread);
     let privileges = if counts { privileges } else { 0 };
-    Ok((process, credentials(status.groups, privileges)))
+    Ok((requester, credentials(status.supplementary, privileges)))
 }
 
-/// The capabilities a thread may use now: what `/proc` tells as `CapEff`, in a tenth of the time.
-fn effective_capabilities(thread: u32) -> Option<u64> {
+/// The capabilities a thread may use now, and those it may take up: what `/proc` tells as `CapEff` and
+/// `CapPrm`, in a tenth of the time.
+fn capabilities(thread: u32) -> Option<(u64, u64)> {
     /// `_LINUX_CAPABILITY_VERSION_3`: two words of each set.
     const VERSION: u32 = 0x2008_0522;
     /// Effective, permitted, inheritable.
@@ -214,7 +292,8 @@ fn effective_capabilities(thread: u32) -> Option<u64> {
     // SAFETY: both are as the call takes them for this version: the header, a version and a number
     // of a thread, and two triples of words, which it fills.
     let failed = unsafe { libc::syscall(libc::SYS_capget, header.as_mut_ptr(), sets.as_mut_ptr()) };
-    (failed == 0).then(|| u64::from(sets[1][0]) << 32 | u64::from(sets[0][0]))
+    let set = |which: usize| u64::from(sets[1][which]) << 32 | u64::from(sets[0][which]);
+    (failed == 0).then(|| (set(0), set(1)))
 }
 
 /// A file of `/proc` about one process, whose size is not known before it is read. These are made
@@ -240,15 +319,8 @@ fn read_whole(path: &str) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn same_user_namespace(thread: u32) -> bool {
-    static OURS: OnceLock<Option<PathBuf>> = OnceLock::new();
-    let ours = OURS.get_or_init(|| fs::read_link("/proc/self/ns/user").ok());
-    let theirs = fs::read_link(format!("/proc/{thread}/ns/user")).ok();
-    theirs.is_some() && theirs == *ours
-}
-
 impl Stat {
-    fn read(pid: u32) -> Option<Stat> {
+    pub(super) fn read(pid: u32) -> Option<Stat> {
         Stat::parse(&read_whole(&format!("/proc/{pid}/stat")).ok()?)
     }
 
@@ -259,14 +331,19 @@ impl Stat {
         let mut fields = text.split(' ');
         let state = fields.next()?;
         let parent = fields.next()?.parse().ok()?;
-        let started = fields.nth(17)?.parse().ok()?;
+        let flags: u64 = fields.nth(4)?.parse().ok()?;
+        let started = fields.nth(12)?.parse().ok()?;
         // A zombie has ended; only its parent has not noticed yet.
-        (!matches!(state, "Z" | "X")).then_some(Stat { parent, started })
+        (!matches!(state, "Z" | "X")).then_some(Stat {
+            parent,
+            started,
+            exiting: flags & EXITING != 0,
+        })
     }
 }
 
 impl Status {
-    fn read(thread: u32) -> Option<Status> {
+    pub(super) fn read(thread: u32) -> Option<Status> {
         // The name of the program may be no text.
         let bytes = read_whole(&format!("/proc/{thread}/status")).ok()?;
         Status::parse(&String::from_utf8_lossy(&bytes))
@@ -282,11 +359,22 @@ impl Status {
                 .filter_map(|number| number.parse().ok())
                 .collect()
         };
+        let set = |name: &str| u64::from_str_radix(field(name)?, 16).ok();
         Some(Status {
             thread_group: field("Tgid:")?.parse().ok()?,
-            user_ids: numbers(field("Uid:")?),
-            groups: numbers(field("Groups:")?),
-            capabilities: u64::from_str_radix(field("CapEff:")?, 16).ok()?,
+            users: numbers(field("Uid:")?),
+            groups: numbers(field("Gid:")?),
+            supplementary: numbers(field("Groups:")?),
+            effective: set("CapEff:")?,
+            permitted: set("CapPrm:")?,
+            signals: Signals {
+                pending: set("SigPnd:")? | set("ShdPnd:")?,
+                blocked: set("SigBlk:")?,
+                ignored: set("SigIgn:")?,
+                caught: set("SigCgt:")?,
+                traced: field("TracerPid:")? != "0",
+            },
+            has_memory: field("VmSize:").is_some(),
         })
     }
 }
@@ -312,8 +400,10 @@ mod tests {
         assert_eq!(process, me);
         assert_ne!(thread, me.pid);
         // SAFETY: as above.
-        assert!(me.has_thread(unsafe { libc::gettid() } as u32));
-        assert!(!me.has_thread(1));
+        let opener = Opener::of(unsafe { libc::gettid() } as u32).unwrap();
+        assert_eq!(opener.process, me);
+        assert!(Opener::of(thread).is_none(), "it has ended");
+        assert!(Opener::of(0).is_none(), "it has no number here");
     }
 
     #[test]
@@ -325,13 +415,15 @@ mod tests {
             requester(me.pid, ids, |pid| (known && pid == me.pid).then_some(me)).unwrap()
         };
         let ((first, unknown), (second, known)) = (who(false), who(true));
-        assert_eq!((first, second), (me, me));
+        assert_eq!((first.process, second.process), (me, me));
+        assert!(first.rights.reach(&second.rights) && second.rights.reach(&first.rights));
         let rights = |c: &Credentials| (c.uid, c.gid, c.overrides, c.reads_all);
         assert_eq!(rights(&unknown), rights(&known));
         assert!(known.overrides || known.groups == unknown.groups);
         let status = Status::read(me.pid).unwrap();
-        assert_eq!(effective_capabilities(me.pid), Some(status.capabilities));
-        assert_eq!(effective_capabilities(0x7fff_fff0), None);
+        let told = (status.effective, status.permitted);
+        assert_eq!(capabilities(me.pid), Some(told));
+        assert_eq!(capabilities(0x7fff_fff0), None);
     }
 
     #[test]
@@ -347,22 +439,27 @@ mod tests {
         io::BufRead::read_line(&mut out, &mut line).unwrap();
         let child = ProcessId::of(shell.id()).unwrap();
         let grandchild = ProcessId::of(line.trim().parse().unwrap()).unwrap();
-        assert_eq!(child.generations_to(myself()), Some(1));
-        assert_eq!(grandchild.generations_to(myself()), Some(2));
-        assert_eq!(myself().generations_to(child), None);
-        assert_eq!(child.generations_to(child), None);
+        let generations = |from, to: ProcessId| Descent::from(from).generations(to);
+        let mut mine = Descent::from(myself());
+        for _ in 0..2 {
+            assert_eq!(mine.generations(grandchild), Some(2));
+            assert_eq!(mine.generations(child), Some(1));
+            assert_eq!(mine.generations(myself()), Some(0));
+        }
+        assert_eq!(generations(child, myself()), None);
+        assert_eq!(generations(child, grandchild), Some(1));
         let reused = ProcessId {
             started: child.started + 1,
             ..child
         };
-        assert_eq!(grandchild.generations_to(reused), None);
+        assert_eq!(generations(reused, grandchild), None);
         shell.kill().unwrap();
         let until = std::time::Instant::now() + std::time::Duration::from_secs(10);
         while child.is_alive() {
             assert!(std::time::Instant::now() < until, "a zombie has ended");
             std::thread::yield_now();
         }
-        assert_eq!(grandchild.generations_to(myself()), None);
+        assert_eq!(generations(myself(), grandchild), None);
         shell.wait().unwrap();
         assert_eq!(child.watch().unwrap_err().errno(), libc::ESRCH);
         Command::new("kill").arg(line.trim()).status().unwrap();
@@ -370,21 +467,60 @@ mod tests {
 
     #[test]
     fn open_descriptors_are_found_by_inode() {
-        use std::os::unix::fs::MetadataExt;
+        use std::os::fd::AsRawFd;
+        use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
         let file = tempfile::tempfile().unwrap();
         let seen = file.metadata().unwrap();
         let device = (libc::major(seen.dev()), libc::minor(seen.dev()));
-        let flags = myself().open_flags(device, seen.ino()).unwrap();
-        assert_eq!(flags.len(), 1);
-        assert_eq!(flags[0] & libc::O_ACCMODE, libc::O_RDWR);
-        assert!(myself().open_flags((0, 0), seen.ino()).unwrap().is_empty());
+        let count = |device| myself().descriptors(device, seen.ino()).unwrap();
+        assert_eq!(count(device), Descriptors::Counted(1));
+        assert_eq!(count((0, 0)), Descriptors::Counted(0));
+        let second = file.try_clone().unwrap();
+        assert_eq!(count(device), Descriptors::Counted(2));
+        drop(second);
+        // One that only names the file is no handle of it.
+        let named = fs::OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_PATH)
+            .open(format!("/proc/self/fd/{}", file.as_raw_fd()))
+            .unwrap();
+        assert_eq!(count(device), Descriptors::Counted(1));
+        drop((file, named));
+        assert_eq!(count(device), Descriptors::Counted(0));
+    }
+
+    #[test]
+    fn the_state_of_a_thread_is_read_as_it_is_told() {
+        let text = "Name:\tx\nTgid:\t7\nTracerPid:\t0\nUid:\t1\t2\t3\t4\nGid:\t5\t6\t7\t8\n\
+            Groups:\t9 10 \nVmSize:\t  10 kB\nSigPnd:\t0000000000000100\n\
+            ShdPnd:\t0000000000000001\nSigBlk:\t2\nSigIgn:\t4\nSigCgt:\t8\n\
+            CapPrm:\t3\nCapEff:\t1\n";
+        let status = Status::parse(text).unwrap();
+        assert_eq!((status.thread_group, status.has_memory), (7, true));
+        assert_eq!(
+            (status.users, status.groups),
+            (vec![1, 2, 3, 4], vec![5, 6, 7, 8])
+        );
+        assert_eq!((status.effective, status.permitted), (1, 3));
+        assert_eq!(status.supplementary, [9, 10]);
+        let signals = Signals {
+            pending: 0x101,
+            blocked: 2,
+            ignored: 4,
+            caught: 8,
+            traced: false,
+        };
+        assert_eq!(status.signals, signals);
+        assert!(Status::parse("Name:\tx\n").is_none());
     }
 
     #[test]
     fn names_of_programs_do_not_confuse() {
         let line = b"7 (a) S (b)) R 3 7 7 0 -1 4194304 1 0 0 0 0 0 0 0 20 0 1 0 4242 9 9\n";
         let stat = Stat::parse(line).unwrap();
-        assert_eq!((stat.parent, stat.started), (3, 4242));
+        assert_eq!((stat.parent, stat.started, stat.exiting), (3, 4242, false));
+        let line = b"7 (a) D 3 7 7 0 -1 4194308 1 0 0 0 0 0 0 0 20 0 1 0 4242 9 9\n";
+        assert!(Stat::parse(line).unwrap().exiting);
         assert!(Stat::parse(b"7 (a) Z 3").is_none());
         assert!(Stat::parse(b"").is_none());
     }

@@ -3,25 +3,23 @@
 //! Every refusal is one line in the log and changes nothing.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use csd_vm::request::Operation;
 use csd_vm::{Device, LoadError, LoadedProgram, Tenant};
+use parking_lot::Mutex;
 
 use super::Offload;
-use super::process::{self, ProcessId};
+use super::limits::{OBJECT_LEN_MAX, Resource};
+use super::process::{self, Descriptors, ProcessId};
 use super::registry::{Attachment, Registration};
+use super::rights::Rights;
 use super::snapshot::Map;
 use super::value::{Attribute, KernelFile, Value, attribute_name, operation_name};
 use crate::error::{Error, Result};
 use crate::types::Ino;
 use crate::volume::snapshot::{Access, FileSnapshot, Version};
 use crate::volume::types::{Credentials, XattrFlags};
-
-/// Largest object that is looked at, in bytes.
-const OBJECT_LEN_MAX: u64 = 16 << 20;
-/// Most registrations at once: each pins a version of the filesystem.
-const REGISTRATIONS_MAX: usize = 16384;
 
 /// A request to set an attribute.
 pub struct SetRequest<'a> {
@@ -46,6 +44,7 @@ pub struct Prepared {
     thread: u32,
     operation: Operation,
     who: Credentials,
+    rights: Arc<Rights>,
     /// Checked again, by its start time, when it is first watched.
     owner: ProcessId,
     target: Ino,
@@ -103,6 +102,25 @@ fn find_owner(requester: ProcessId, who: &Credentials, value: &Value) -> Result<
     Ok(owner)
 }
 
+impl Registration {
+    /// Takes a place among the registrations, or that of the one it replaces.
+    ///
+    /// # Errors
+    /// `LimitReached`.
+    fn take_place(&self, before: Option<&Registration>) -> Result<()> {
+        let vacated = before.and_then(|before| {
+            let mut place = before.place.lock();
+            place.take_if(|place| place.is_of(&self.account))
+        });
+        let place = match vacated {
+            Some(place) => place,
+            None => self.account.take(Resource::Registrations, 1)?,
+        };
+        *self.place.lock() = Some(place);
+        Ok(())
+    }
+}
+
 impl Offload {
     /// Takes a request to set an attribute apart, and finds the kernel.
     ///
@@ -122,13 +140,14 @@ impl Offload {
         let value = Value::parse(request.value, operation)?;
         let ids = (request.uid, request.gid);
         let known = |pid| self.registry.changes().living(pid);
-        let (process, who) = process::requester(request.thread, ids, known)?;
-        let owner = find_owner(process, &who, &value)?;
+        let (requester, who) = process::requester(request.thread, ids, known)?;
+        let owner = find_owner(requester.process, &who, &value)?;
         let kernel = find_kernel(&self.volume.version(), &who, &value)?;
         Ok(Prepared {
             thread: request.thread,
             operation,
             who,
+            rights: requester.rights,
             owner,
             target: request.ino,
             kernel,
@@ -144,7 +163,7 @@ impl Offload {
     /// `NotFound`, `NotDirectory`, `IsDirectory`, `Invalid`, `Access` for the files;
     /// `NotExecutable`, `KernelRefused`; `NoProcess`, `NotPermitted` for the owner; `Busy` if it
     /// has the file open through the page cache alone; `Exists`, `NoAttribute` by the flags;
-    /// `NoMemory`, `NoSpace` for too many registrations; device errors.
+    /// `NoMemory`, `LimitReached`; device errors.
     pub fn register(self: &Arc<Offload>, prepared: Prepared) -> Result<()> {
         let attribute = Attribute::Kernel(prepared.operation);
         let (target, thread) = (prepared.target, prepared.thread);
@@ -197,10 +216,13 @@ impl Offload {
         target: FileSnapshot,
     ) -> Result<()> {
         let (ino, owner) = (prepared.target, prepared.owner);
+        let account = self.accounts.of(prepared.who.uid);
+        let bytes = program.object().len() + prepared.text.len();
         let registration = Arc::new(Registration {
             number: self.next_registration.fetch_add(1, Ordering::Relaxed),
             ino,
             owner,
+            rights: prepared.rights,
             operation: prepared.operation,
             value: prepared.text,
             activation: device.activate_for(program, Tenant(u64::from(prepared.who.uid))),
@@ -211,22 +233,22 @@ impl Offload {
             view: prepared.value.view,
             inherited: prepared.value.owner.is_some(),
             ends_with_handles,
+            place: Mutex::new(None),
+            _bytes: account.take(Resource::KernelBytes, bytes as u64)?,
+            account,
             in_flight: AtomicUsize::new(0),
             failures: AtomicU64::new(0),
+            ended: AtomicBool::new(false),
         });
         let mut owners = self.registry.changes();
         if self.stopped.load(Ordering::Acquire) {
             return Err(Error::Busy("the filesystem is being unmounted"));
         }
-        if self.registry.count() >= REGISTRATIONS_MAX {
-            return Err(Error::NoSpace);
-        }
         let attachment = self.registry.attach(&mut owners, ino, owner)?;
-        let exists = attachment.get(prepared.operation).is_some();
-        let allowed = match exists {
-            true if prepared.flags.create => Err(Error::Exists),
-            false if prepared.flags.replace => Err(Error::NoAttribute),
-            _ => Ok(()),
+        let allowed = match attachment.get(prepared.operation) {
+            Some(_) if prepared.flags.create => Err(Error::Exists),
+            None if prepared.flags.replace => Err(Error::NoAttribute),
+            before => registration.take_place(before.as_deref()),
         };
         if let Err(error) = allowed {
             self.registry.drop_if_empty(&mut owners, &attachment);
@@ -234,7 +256,12 @@ impl Offload {
         }
         let replaced = self.registry.insert(&mut owners, &attachment, registration);
         drop(owners);
-        drop(replaced);
+        self.registry.bind_open_handles(&attachment);
+        self.call_off(replaced);
+        if ends_with_handles {
+            // The last one may have been closed meanwhile.
+            self.handle_closed(ino);
+        }
         tracing::info!(
             inode = ino.0,
             pid = owner.pid,
@@ -252,34 +279,26 @@ impl Offload {
         if !self.volume.is_open(ino) {
             return Ok(false);
         }
-        let flags = self.handles_of(ino, owner);
-        let direct = |flags: &i32| flags & libc::O_DIRECT != 0;
-        let bound = || {
-            let attachments = self.registry.of_inode(ino);
-            attachments
-                .iter()
-                .any(|a| a.owner == owner && a.has_handles())
-        };
-        if flags.is_empty() || self.options.direct_io || flags.iter().any(direct) || bound() {
-            return Ok(!flags.is_empty());
+        match self.descriptors_of(ino, owner) {
+            Some(Descriptors::TooMany) => Err(Error::Busy(
+                "the process has too many descriptors open to look for those of the file",
+            )),
+            None | Some(Descriptors::Counted(0)) => Ok(false),
+            Some(Descriptors::Counted(_)) if self.registry.has_handle_of(ino, owner) => Ok(true),
+            Some(Descriptors::Counted(_)) => Err(Error::Busy(
+                "the process has the file open through the page cache, or through handles that \
+                 others opened: open it after setting the attribute, or with O_DIRECT, or mount \
+                 with -o direct_io",
+            )),
         }
-        Err(Error::Busy(
-            "the process has the file open through the page cache: open it after setting the \
-             attribute, or with O_DIRECT, or mount with -o direct_io",
-        ))
     }
 
-    /// The flags of the descriptors that a process has of a file.
-    fn handles_of(&self, ino: Ino, owner: ProcessId) -> Vec<i32> {
-        let Some(mount) = self.mount.get() else {
-            return Vec::new();
-        };
+    /// The descriptors that a process has of a file, if that can be found out.
+    fn descriptors_of(&self, ino: Ino, owner: ProcessId) -> Option<Descriptors> {
         owner
-            .open_flags(mount.device, ino.0)
-            .unwrap_or_else(|error| {
-                tracing::debug!("descriptors of process {}: {error}", owner.pid);
-                Vec::new()
-            })
+            .descriptors(self.mount.get()?.device, ino.0)
+            .inspect_err(|error| tracing::debug!("descriptors of process {}: {error}", owner.pid))
+            .ok()
     }
 
     /// The value of an attribute, for a thread that may see it.
@@ -361,12 +380,31 @@ impl Offload {
                 operation_name(registration.operation)
             );
         }
+        self.call_off(ended);
+    }
+
+    /// Calls off what runs for registrations that have ended. Not to be called under a lock:
+    /// dropping a snapshot lets go of a version of the filesystem.
+    fn call_off(&self, ended: impl IntoIterator<Item = Arc<Registration>>) {
+        let ended: Vec<_> = ended.into_iter().collect();
+        let device = self.device.lock().clone();
+        if let Some(device) = device {
+            self.flights.call_off(&device, &ended);
+        }
+    }
+
+    /// A handle of a file has been closed: what ends with its owner's last one may have to.
+    pub(super) fn handle_closed(&self, ino: Ino) {
+        if !self.registry.left_without_handles(ino).is_empty() {
+            self.closes.note(ino);
+        }
     }
 
     /// Ends what was to end with its owner's last handle of a file.
     pub(super) fn end_with_handles(&self, ino: Ino) {
         for attachment in self.registry.left_without_handles(ino) {
-            if self.handles_of(ino, attachment.owner).is_empty() {
+            let left = self.descriptors_of(ino, attachment.owner);
+            if left == Some(Descriptors::Counted(0)) {
                 self.end(&attachment, |registration| registration.ends_with_handles);
             }
         }
@@ -389,8 +427,7 @@ impl Offload {
             owners.forget(owner);
         }
         drop(owners);
-        // Dropping a snapshot lets go of a version of the filesystem: not under the lock.
-        drop(ended);
+        self.call_off(ended);
     }
 
     pub(super) fn end_all(&self) {

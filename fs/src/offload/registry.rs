@@ -2,11 +2,18 @@
 //!
 //! An [`Attachment`] is what one process has registered for one inode, a slot per operation. A
 //! handle that its owner opens is *bound* to it: requests through the handle look at the slots. So
-//! a request knows in two steps, without asking who makes it, whether a kernel is to run.
+//! a request knows in two steps, without asking more about who makes it than the request says,
+//! whether a kernel is to run.
 //!
 //! Handles that are cached by the kernel are not known here at all; those that are not (O_DIRECT,
 //! or every one with the mount option `direct_io`) are, from their opening on, since they can be
-//! bound to what is registered later. As long as nothing is registered, all that ordinary requests
+//! bound to what is registered later. Whose handle it is gets known when it is opened, while the
+//! thread that does so cannot be gone, and never changes: no thread that has its number later is
+//! taken for it, and a handle that nobody is known to have opened is never bound.
+//!
+//! Nor does a kernel answer who has rights that whoever registered it could not have had
+//! ([`Rights`]): those of the opener count, and those of who makes a request, if that shows another
+//! user or group than the opener had. As long as nothing is registered, all that ordinary requests
 //! see of this is one load of a counter.
 //!
 //! Locks: who adds or removes registrations holds [`Registry::changes`], which is shown by handing
@@ -21,7 +28,9 @@ use csd_vm::Activation;
 use csd_vm::request::{Operation, SnapshotMap};
 use parking_lot::{Mutex, MutexGuard, RwLock};
 
-use super::process::ProcessId;
+use super::limits::{Account, Share};
+use super::process::{Descent, Opener, ProcessId};
+use super::rights::Rights;
 use super::value::OPERATIONS;
 use super::view::Views;
 use super::watch::Owners;
@@ -35,6 +44,8 @@ pub(super) struct Registration {
     pub(super) number: u64,
     pub(super) ino: Ino,
     pub(super) owner: ProcessId,
+    /// Of whoever set the attribute.
+    pub(super) rights: Arc<Rights>,
     pub(super) operation: Operation,
     /// The attribute's value as it was given.
     pub(super) value: Vec<u8>,
@@ -50,9 +61,22 @@ pub(super) struct Registration {
     pub(super) inherited: bool,
     /// The owner had the file open, and closing it ends the registration.
     pub(super) ends_with_handles: bool,
+    /// Whom its requests and outputs are counted for.
+    pub(super) account: Arc<Account>,
+    /// Its place among the registrations, which one that replaces it takes over.
+    pub(super) place: Mutex<Option<Share>>,
+    pub(super) _bytes: Share,
     /// Requests that have not been answered.
     pub(super) in_flight: AtomicUsize,
     pub(super) failures: AtomicU64,
+    pub(super) ended: AtomicBool,
+}
+
+impl Registration {
+    /// Whether it is registered no more: what runs for it is called off.
+    pub(super) fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::SeqCst)
+    }
 }
 
 /// What a process has registered for an inode.
@@ -70,19 +94,29 @@ pub(super) struct Bound {
     pub(super) attachment: Arc<Attachment>,
     /// How many generations whoever has the handle is away from the owner.
     generations: usize,
+    /// Of whoever has the handle.
+    rights: Arc<Rights>,
 }
 
 /// A handle whose requests come to us one by one.
 pub(super) struct Handle {
     ino: Ino,
-    /// The thread that opened it.
-    opener: u32,
+    /// Whoever opened it, if that is known.
+    opener: Option<Opener>,
     /// Nearest first.
     bound: RwLock<Vec<Bound>>,
-    /// Something was registered that it could belong to, and who opened it is gone: the first who
-    /// uses it shows where it belongs.
-    unresolved: AtomicBool,
     pub(super) views: Views,
+}
+
+/// Who makes a request, as the request says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Requester {
+    /// The thread; 0 if it is of another PID namespace.
+    pub thread: u32,
+    /// The user of the filesystem.
+    pub uid: u32,
+    /// The group of the filesystem.
+    pub gid: u32,
 }
 
 /// Handles by inode and number.
@@ -126,20 +160,54 @@ impl Attachment {
 }
 
 impl Bound {
+    /// An attachment as somebody sees it; `None` if he does not.
+    fn of(attachment: &Arc<Attachment>, who: &Opener, descent: &mut Descent) -> Option<Bound> {
+        let generations = match attachment.owner == who.process {
+            true => 0,
+            false if attachment.is_inherited() => descent.generations(who.process)?,
+            false => return None,
+        };
+        Some(Bound {
+            attachment: Arc::clone(attachment),
+            generations,
+            rights: Arc::clone(&who.rights),
+        })
+    }
+
+    /// Whether whoever has the handle may use any of it.
+    fn is_of_use(&self) -> bool {
+        OPERATIONS
+            .iter()
+            .any(|(operation, _)| self.get(*operation).is_some())
+    }
+
     /// The registration for an operation that whoever has the handle may use.
     pub(super) fn get(&self, operation: Operation) -> Option<Arc<Registration>> {
         let found = self.attachment.get(operation)?;
-        (self.generations == 0 || found.inherited).then_some(found)
+        let meant = self.generations == 0 || found.inherited;
+        (meant && found.rights.reach(&self.rights)).then_some(found)
     }
 }
 
 impl Handle {
-    /// The kernel that requests of this kind go to.
-    pub(super) fn registration(&self, operation: Operation) -> Option<Arc<Registration>> {
-        self.bound
-            .read()
-            .iter()
-            .find_map(|bound| bound.get(operation))
+    /// The kernels that requests of these kinds go to, when `who` makes them.
+    pub(super) fn registrations<const N: usize>(
+        &self,
+        operations: [Operation; N],
+        who: Requester,
+    ) -> [Option<Arc<Registration>>; N] {
+        let bound = self.bound.read();
+        let found = operations.map(|operation| bound.iter().find_map(|bound| bound.get(operation)));
+        drop(bound);
+        let opener = self.opener.as_ref().map(|opener| opener.rights.acts_as());
+        if found.iter().all(Option::is_none) || opener == Some((who.uid, who.gid)) {
+            return found;
+        }
+        // Somebody else uses the handle, or the opener as somebody else.
+        let rights = Rights::of_thread(who.thread);
+        found.map(|registration| {
+            registration.filter(|r| rights.as_ref().is_some_and(|rights| r.rights.reach(rights)))
+        })
     }
 
     fn bind(&self, found: Vec<Bound>) {
@@ -214,36 +282,30 @@ impl Registry {
             .collect()
     }
 
-    /// What a thread sees of what is registered for `ino`: its own process's, then those of
-    /// processes it descends from.
+    /// What a thread sees of what is registered for `ino`.
     pub(super) fn visible(&self, ino: Ino, thread: u32) -> Vec<Bound> {
-        let candidates = self.of_inode(ino);
-        if candidates.is_empty() {
-            return Vec::new();
+        match self.has_any(ino).then(|| Opener::of(thread)) {
+            Some(Some(who)) => self.visible_to(ino, &who),
+            _ => Vec::new(),
         }
-        // The first thread of an owner has its number, and an owner is alive.
-        let known = candidates
-            .iter()
-            .find(|a| a.owner.pid == thread)
-            .map(|a| a.owner);
-        let Some(process) = known.or_else(|| ProcessId::of(thread).ok()) else {
-            return Vec::new();
-        };
-        let mut visible: Vec<Bound> = candidates
+    }
+
+    /// Whether anybody has registered something for `ino`.
+    fn has_any(&self, ino: Ino) -> bool {
+        self.attachments.read().contains_key(&ino)
+    }
+
+    /// What somebody sees of what is registered for `ino`: what his own process has, then that of
+    /// processes it descends from.
+    fn visible_to(&self, ino: Ino, who: &Opener) -> Vec<Bound> {
+        let mut visible: Vec<Bound> = self
+            .of_inode(ino)
             .into_iter()
             .filter_map(|attachment| {
-                let generations = match attachment.owner == process {
-                    true => 0,
-                    false if attachment.is_inherited() => {
-                        process.generations_to(attachment.owner)?
-                    }
-                    false => return None,
-                };
-                Some(Bound {
-                    attachment,
-                    generations,
-                })
+                let mut descent = Descent::from(attachment.owner);
+                Bound::of(&attachment, who, &mut descent)
             })
+            .filter(Bound::is_of_use)
             .collect();
         visible.sort_by_key(|bound| bound.generations);
         visible
@@ -285,15 +347,18 @@ impl Registry {
     ) -> Option<Arc<Registration>> {
         let at = slot(registration.operation);
         let old = attachment.slots.write()[at].replace(registration);
-        if old.is_none() {
-            self.active.fetch_add(1, Ordering::Relaxed);
+        match &old {
+            Some(old) => old.ended.store(true, Ordering::SeqCst),
+            None => {
+                self.active.fetch_add(1, Ordering::Relaxed);
+            }
         }
-        self.bind_open_handles(attachment);
         old
     }
 
-    /// Binds the handles that are open already and belong to the owner.
-    fn bind_open_handles(&self, attachment: &Arc<Attachment>) {
+    /// Binds the handles that are open already and belong to the owner, or to its descendants. Not
+    /// under a lock: there may be many.
+    pub(super) fn bind_open_handles(&self, attachment: &Arc<Attachment>) {
         let ino = attachment.ino;
         let open: Vec<Arc<Handle>> = self
             .shard(ino)
@@ -301,26 +366,12 @@ impl Registry {
             .range((ino, 0)..=(ino, u64::MAX))
             .map(|(_, handle)| Arc::clone(handle))
             .collect();
+        let mut descent = Descent::from(attachment.owner);
         for handle in open.iter().filter(|handle| !handle.is_bound_to(attachment)) {
-            let generations = if attachment.owner.has_thread(handle.opener) {
-                Some(0)
-            } else {
-                match ProcessId::of(handle.opener) {
-                    Ok(opener) if attachment.is_inherited() => {
-                        opener.generations_to(attachment.owner)
-                    }
-                    Ok(_) => None,
-                    Err(_) => {
-                        handle.unresolved.store(true, Ordering::Relaxed);
-                        None
-                    }
-                }
-            };
-            if let Some(generations) = generations {
-                handle.bind(vec![Bound {
-                    attachment: Arc::clone(attachment),
-                    generations,
-                }]);
+            if let Some(opener) = &handle.opener
+                && let Some(bound) = Bound::of(attachment, opener, &mut descent)
+            {
+                handle.bind(vec![bound]);
             }
         }
     }
@@ -336,6 +387,9 @@ impl Registry {
         let mut removed = Vec::new();
         for slot in attachment.slots.write().iter_mut() {
             removed.extend(slot.take_if(|registration| which(registration)));
+        }
+        for registration in &removed {
+            registration.ended.store(true, Ordering::SeqCst);
         }
         self.active.fetch_sub(removed.len(), Ordering::Relaxed);
         self.drop_if_empty(owners, attachment);
@@ -364,31 +418,46 @@ impl Registry {
         &self.handles[ino.0 as usize % SHARDS]
     }
 
-    /// Takes note of a handle that bypasses the page cache; returns its number.
-    pub(super) fn open(&self, ino: Ino, opener: u32, bound: Vec<Bound>) -> u64 {
+    /// A thread opens a handle; `uncached`: it bypasses the page cache, and can be bound later.
+    /// Returns its number, if it has one, and whether it is bound.
+    pub(super) fn open(&self, ino: Ino, thread: u32, uncached: bool) -> (Option<u64>, bool) {
+        if !uncached && (self.is_idle() || !self.has_any(ino)) {
+            return (None, false);
+        }
+        let opener = Opener::of(thread);
         let number = self.next_handle.fetch_add(1, Ordering::Relaxed);
-        let handle = Handle {
+        let handle = Arc::new(Handle {
             ino,
             opener,
             bound: RwLock::default(),
-            // Something may have been registered since the caller looked.
-            unresolved: AtomicBool::new(bound.is_empty() && !self.is_idle()),
             views: Views::default(),
-        };
-        handle.bind(bound);
+        });
+        // First it is known, then it is bound: what is registered meanwhile finds it, or is found.
         self.shard(ino)
             .write()
-            .insert((ino, number), Arc::new(handle));
-        number
+            .insert((ino, number), Arc::clone(&handle));
+        if let Some(opener) = &handle.opener {
+            handle.bind(self.visible_to(ino, opener));
+        }
+        let bound = !handle.bound.read().is_empty();
+        if !bound && !uncached {
+            self.close(ino, number);
+            return (None, false);
+        }
+        (Some(number), bound)
     }
 
-    /// A handle that is used by a thread.
-    pub(super) fn used(&self, ino: Ino, number: u64, thread: u32) -> Option<Arc<Handle>> {
-        let handle = self.shard(ino).read().get(&(ino, number)).cloned()?;
-        if handle.unresolved.swap(false, Ordering::Relaxed) {
-            handle.bind(self.visible(ino, thread));
-        }
-        Some(handle)
+    /// A handle by its number.
+    pub(super) fn handle(&self, ino: Ino, number: u64) -> Option<Arc<Handle>> {
+        self.shard(ino).read().get(&(ino, number)).cloned()
+    }
+
+    /// Whether a process has opened a handle that can be bound to what it registers.
+    pub(super) fn has_handle_of(&self, ino: Ino, process: ProcessId) -> bool {
+        self.shard(ino)
+            .read()
+            .range((ino, 0)..=(ino, u64::MAX))
+            .any(|(_, handle)| handle.opener.as_ref().is_some_and(|o| o.process == process))
     }
 
     /// Forgets a handle.
@@ -408,12 +477,5 @@ impl Registry {
                 && attachment.all().iter().any(|r| r.ends_with_handles)
         });
         attachments
-    }
-}
-
-impl Attachment {
-    /// Whether the owner has a handle that it can use.
-    pub(super) fn has_handles(&self) -> bool {
-        self.handles.load(Ordering::Relaxed) > 0
     }
 }

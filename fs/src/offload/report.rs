@@ -6,6 +6,7 @@ use csd_vm::Statistics;
 use serde::Serialize;
 
 use super::Offload;
+use super::limits::Resource;
 use super::registry::Registration;
 use super::value::operation_name;
 use crate::error::{Error, Result};
@@ -73,6 +74,11 @@ impl Offload {
             None => BTreeMap::new(),
         };
         totals.insert("registrations".into(), self.registry.count() as u64);
+        totals.insert("requests_now".into(), self.flights.count() as u64);
+        totals.insert(
+            "view_bytes_kept".into(),
+            self.accounts.used(Resource::ViewBytes),
+        );
         groups.insert("kernels".into(), totals);
         for attachment in self.registry.all() {
             for registration in attachment.all() {

@@ -9,13 +9,9 @@ use std::time::Duration;
 
 use csd_vm::request::Operation;
 
+use super::limits::{ARGUMENTS_MAX, TIMEOUT_MS_MAX};
 use crate::error::{Error, Result};
 use crate::types::Ino;
-
-/// Most arguments of a kernel.
-pub const ARGUMENTS_MAX: usize = 1024;
-/// Longest time a kernel can ask for, in milliseconds.
-pub const TIMEOUT_MS_MAX: u64 = 60 * 1000;
 
 const PREFIX: &[u8] = b"user.process.csd_";
 
@@ -49,6 +45,23 @@ impl Attribute {
             .find(|(_, known)| known.as_bytes() == name)
             .map(|(operation, _)| Attribute::Kernel(*operation))
     }
+}
+
+/// Whether a name is of the namespace in which every attribute is ours.
+#[must_use]
+pub fn is_reserved(name: &[u8]) -> bool {
+    name.starts_with(PREFIX)
+}
+
+/// Why an attribute of the namespace that means nothing is refused.
+#[must_use]
+pub fn unknown_attribute(name: &[u8]) -> Error {
+    let known = OPERATIONS.map(|(_, name)| name).join(", ");
+    let prefix = PREFIX.escape_ascii();
+    bad(format!(
+        "there is no attribute {}: {prefix}* are {known}",
+        name.escape_ascii()
+    ))
 }
 
 /// The name of an operation, as its attribute has it.
@@ -307,5 +320,11 @@ mod tests {
         assert_eq!(stats, Some(Attribute::Statistics));
         assert_eq!(Attribute::from_name(b"user.process.csd_"), None);
         assert_eq!(Attribute::from_name(b"user.csd_stats"), None);
+        assert!(is_reserved(b"user.process.csd_x") && !is_reserved(b"user.process.x"));
+        let error = unknown_attribute(b"user.process.csd_read");
+        assert_eq!(error.errno(), libc::EINVAL);
+        let said = error.to_string();
+        assert!(said.contains("csd_read: user.process.csd_* are read_stream, write_stream"));
+        assert!(said.contains("read_event, write_event"), "{said}");
     }
 }

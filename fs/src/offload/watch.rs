@@ -1,6 +1,6 @@
 //! Owners of registrations, watched: when one ends, however it does, its registrations go.
 //!
-//! One thread waits for the pidfds of all owners. Whoever adds an owner holds the lock that the
+//! One thread waits for the pidfds of all owners; it is woken to look after requests under way, too. Whoever adds an owner holds the lock that the
 //! thread takes before it removes one's registrations, so that no registration slips in behind the
 //! end of its owner.
 //!
@@ -9,6 +9,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -18,8 +19,9 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use super::process::ProcessId;
 use crate::error::Result;
 
-/// Token of the descriptor that ends the thread.
+/// Tokens of the descriptors that end the thread and that wake it.
 const STOP: u64 = 0;
+const WAKE: u64 = 1;
 /// Most owners that one wait reports.
 const BATCH: usize = 64;
 /// Owners without attachments that stay watched.
@@ -29,6 +31,7 @@ const KEPT_MAX: usize = 64;
 pub(super) struct Watch {
     epoll: Epoll,
     stop: EventFd,
+    wake: EventFd,
 }
 
 struct Owner {
@@ -52,9 +55,11 @@ pub(super) struct Owners {
 impl Watch {
     pub(super) fn new() -> std::io::Result<Watch> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-        let stop = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+        let event = || EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK);
+        let (stop, wake) = (event()?, event()?);
         epoll.add(&stop, EpollEvent::new(EpollFlags::EPOLLIN, STOP))?;
-        Ok(Watch { epoll, stop })
+        epoll.add(&wake, EpollEvent::new(EpollFlags::EPOLLIN, WAKE))?;
+        Ok(Watch { epoll, stop, wake })
     }
 
     /// Ends the thread that waits.
@@ -64,14 +69,35 @@ impl Watch {
         }
     }
 
-    /// Waits until owners end; returns their tokens, or `None` when told to stop.
-    pub(super) fn wait(&self) -> Option<Vec<u64>> {
+    /// Has the thread return from its wait.
+    pub(super) fn wake(&self) {
+        if let Err(error) = self.wake.write(1) {
+            tracing::warn!("waking the watch on owners: {error}");
+        }
+    }
+
+    /// Waits until owners end, or somebody wakes it, or for so long; returns the tokens of those
+    /// that ended, or `None` when told to stop.
+    pub(super) fn wait(&self, longest: Option<Duration>) -> Option<Vec<u64>> {
         let mut events = [EpollEvent::empty(); BATCH];
+        let timeout = longest.map_or(EpollTimeout::NONE, |longest| {
+            let millis = longest.as_nanos().div_ceil(1_000_000);
+            EpollTimeout::try_from(millis).unwrap_or(EpollTimeout::MAX)
+        });
         loop {
-            match self.epoll.wait(&mut events, EpollTimeout::NONE) {
+            match self.epoll.wait(&mut events, timeout) {
                 Ok(count) => {
-                    let tokens: Vec<u64> = events[..count].iter().map(EpollEvent::data).collect();
-                    return (!tokens.contains(&STOP)).then_some(tokens);
+                    let mut tokens: Vec<u64> =
+                        events[..count].iter().map(EpollEvent::data).collect();
+                    if tokens.contains(&STOP) {
+                        return None;
+                    }
+                    if tokens.contains(&WAKE) {
+                        // It is readable, and stays so until this has been done.
+                        let _ = self.wake.read();
+                        tokens.retain(|token| *token != WAKE);
+                    }
+                    return Some(tokens);
                 }
                 Err(Errno::EINTR) => {}
                 Err(error) => {
@@ -91,7 +117,7 @@ impl Owners {
             tokens: HashMap::new(),
             pids: HashMap::new(),
             kept: VecDeque::new(),
-            next_token: STOP + 1,
+            next_token: WAKE + 1,
         }
     }
 

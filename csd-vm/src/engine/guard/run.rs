@@ -247,10 +247,13 @@ pub(in crate::engine) unsafe fn run(
         let entry = run.prepare(program, cage);
         let stack = cage.layout().span(crate::engine::cage::Region::Stack);
         let stack_end = cage.base() + stack.end();
+        let watch = thread.slot.watch(deadline);
+        if helpers.is_called_off() {
+            return Exit::TimedOut;
+        }
         segment::set(cage.base());
         let mut context = Context { cage, helpers };
         run.context.set((&raw mut context).cast());
-        let watch = thread.slot.watch(deadline);
         compiler_fence(std::sync::atomic::Ordering::SeqCst);
         // SAFETY: `run` outlives the call and is this thread's, its kernel stack is mapped and not
         // in use; the contract on `entry` is the caller's. `context` stays in place until the call
