@@ -156,17 +156,23 @@ impl Core {
 
     /// Commits, with the pages of the session written already.
     fn commit(&self, ino: Ino, handle: FileHandle, write_back: &WriteBack, reply: ReplyIoctl) {
+        let mut size = u64::MAX;
         let result = self.change("commit of an atomic write", ino, |volume| {
+            size = volume.getattr(ino)?.size;
             volume.commit_atomic(ino, owner(handle))
         });
         let changed = !matches!(result, Ok(false));
         if changed && (result.is_err() || !is_cached(owner(handle))) {
             write_back.run(ino, 0);
         }
-        self.session_ended(ino);
         if let Err(errno) = result {
+            let _ = self.run("commit of an atomic write", ino, |volume| {
+                restore_length(volume, ino, size, write_back)
+            });
+            self.session_ended(ino);
             return reply.error(errno);
         }
+        self.session_ended(ino);
         self.stale.note(ino);
         let then = Box::new(move |outcome: Result<()>| match outcome {
             Ok(()) => reply.ioctl(0, &[]),
@@ -203,14 +209,29 @@ impl Core {
 
     /// Ends a session without a commit, with its pages written already.
     fn abort(&self, ino: Ino, handle: FileHandle, write_back: &WriteBack) {
-        let aborted = self.run("abort of an atomic write", ino, |volume| {
-            Ok(volume.abort_atomic(ino, owner(handle)))
+        let _ = self.run("abort of an atomic write", ino, |volume| {
+            if let Some(size) = volume.abort_atomic(ino, owner(handle)) {
+                write_back.run(ino, 0);
+                restore_length(volume, ino, size, write_back)?;
+            }
+            Ok(())
         });
-        if !matches!(aborted, Ok(false)) {
-            write_back.run(ino, 0);
-        }
         self.session_ended(ino);
     }
+}
+
+/// Has the kernel see a file, which a session that came to nothing had made `size` bytes long, as long
+/// as it is. (There is no way to have it see a shorter one.)
+fn restore_length(volume: &Volume, ino: Ino, size: u64, write_back: &WriteBack) -> Result<()> {
+    let end = volume.getattr(ino)?.size;
+    if size < end {
+        let mut last = Vec::new();
+        volume.read(ino, end - 1, 1, &mut last)?;
+        if let [last] = last[..] {
+            write_back.lengthen(ino, end, last);
+        }
+    }
+    Ok(())
 }
 
 impl Adapter {

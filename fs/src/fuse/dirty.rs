@@ -83,6 +83,14 @@ impl WriteBack {
             tracing::debug!(inode = ino.0, "write-back: {error}");
         }
     }
+
+    /// Has the kernel know that a file is `end` bytes long, the last of which is `last`, if it takes it
+    /// for shorter: under the writeback cache it never asks.
+    pub(super) fn lengthen(&self, ino: Ino, end: u64, last: u8) {
+        if let Err(error) = self.0.store(INodeNo(ino.0), end - 1, &[last]) {
+            tracing::debug!(inode = ino.0, "length: {error}");
+        }
+    }
 }
 
 /// The queue to the thread, and its end for [`start`].

@@ -20,6 +20,7 @@ mod atomic;
 mod convert;
 mod dirty;
 mod gate;
+mod guard;
 mod kernels;
 mod latency;
 pub mod mountinfo;

@@ -22,7 +22,7 @@ use super::kernels::Pages;
 use super::latency::Watch;
 use super::mountinfo::{self, DeviceNumber, FSTYPE};
 use super::options::MountOptions;
-use super::{Adapter, dirty, stale};
+use super::{Adapter, dirty, guard, stale};
 use crate::offload::Offload;
 use crate::volume::Volume;
 
@@ -127,6 +127,9 @@ pub fn mount_volume(
             let entry = mountinfo::find(mount_point)?;
             let entry = entry.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
             let DeviceNumber { major, minor } = entry.device;
+            if let Err(error) = guard::start(entry.device) {
+                tracing::warn!("nobody will end the mount if this process is killed: {error}");
+            }
             offload.mounted((major, minor), Box::new(Pages(session.notifier())));
             Ok(Mounted {
                 session,

@@ -505,18 +505,16 @@ impl Volume {
         self.commit(txn, &[ino])
     }
 
-    /// Ends the session of `owner`, if there is one, and forgets what is in it; answers whether there
-    /// was one.
-    pub fn abort_atomic(&self, ino: Ino, owner: Owner) -> bool {
-        let Some(entry) = self.sessions.of(ino, owner) else {
-            return false;
-        };
+    /// Ends the session of `owner` and forgets what is in it; answers the length that the file had in
+    /// it, `None` if there is no session.
+    pub fn abort_atomic(&self, ino: Ino, owner: Owner) -> Option<u64> {
+        let entry = self.sessions.of(ino, owner)?;
         let mut session = entry.session.lock();
         if session.ended {
-            return false;
+            return None;
         }
         self.end_atomic(ino, &mut session);
-        true
+        Some(session.size)
     }
 }
 

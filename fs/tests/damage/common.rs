@@ -37,6 +37,7 @@ pub(crate) fn options(read_only: bool) -> StoreOptions {
         read_only,
         background: false,
         cache_bytes: 1 << 20,
+        ..StoreOptions::default()
     }
 }
 

@@ -67,7 +67,7 @@ impl Pair {
         match end {
             End::Abort => {
                 expect(
-                    self.volume.abort_atomic(ino, OWNER),
+                    self.volume.abort_atomic(ino, OWNER).is_some(),
                     "there is one to abort",
                 )?;
                 self.reference = before;
