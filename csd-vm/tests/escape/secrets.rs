@@ -156,7 +156,7 @@ fn no_address_of_the_host_is_anywhere_in_the_cage() {
 fn nothing_of_a_program_is_left_for_the_next_one() {
     let mut laboratory = laboratory();
     let request = request(&laboratory);
-    let limits = request.limits.clone();
+    let limits = request.limits;
     let layout = *laboratory.cage().layout();
     let places = [
         (Region::Data, 4096, 8192),
