@@ -101,9 +101,28 @@ fn mapping() -> Vec<u64> {
     ]
 }
 
-/// An object with constants and variables, a page of each, that runs `slots`.
+/// Slots that load the numbers of the request, `count` of them, to r10-64 and below.
+fn given(count: usize) -> Vec<u64> {
+    let one = |index: usize| {
+        [
+            mov(1, index as i32),
+            copy(2, 10),
+            add(2, i32::from(given_at(index))),
+            call(38),
+        ]
+    };
+    (0..count).flat_map(one).collect()
+}
+
+/// Where such a number is, from r10.
+fn given_at(index: usize) -> i16 {
+    -64 - 8 * index as i16
+}
+
+/// An object with constants and variables, a page of each, that runs `slots`. r9 is the address of its
+/// variables.
 fn object(slots: &[u64]) -> Vec<u8> {
-    let references = [constant(1, 0), constant(1, 0)].concat();
+    let references = [constant(9, 0), constant(9, 0)].concat();
     let parts = Parts {
         slots: [&references, slots].concat(),
         read_only: vec![1; 100],

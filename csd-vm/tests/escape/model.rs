@@ -1,7 +1,7 @@
 //! What of a cage can be accessed: by its layout, byte by byte.
 
 use csd_vm::engine::cage::{Access, Cage, Layout, PAGE, Region};
-use csd_vm::lab::Ending;
+use csd_vm::request::Failure;
 
 use crate::FILE;
 
@@ -95,13 +95,30 @@ impl Model {
         }
     }
 
+    /// How an access may end that is not possible: by the first byte that is missing, or by the first
+    /// one on its second page, if that is missing too: the processor chooses. Nothing if it is
+    /// possible.
+    pub(crate) fn faults(
+        &self,
+        address: u64,
+        len: u64,
+        access: Access,
+    ) -> Vec<Result<u64, Failure>> {
+        let start = address & self.mask();
+        let second = start.next_multiple_of(PAGE);
+        let crosses = second > start && second < start + len;
+        let second = (crosses && !self.can(second, access)).then_some(second);
+        let missing = self.missing(address, len, access).into_iter().chain(second);
+        missing.map(|offset| Err(self.fault(offset))).collect()
+    }
+
     /// How a fault at `offset` is told: one in the guard below the stack is a stack that overflowed.
-    pub(crate) fn fault(&self, offset: u64) -> Ending {
+    fn fault(&self, offset: u64) -> Failure {
         const GUARD: u64 = 64 << 10;
         let stack = self.layout.span(Region::Stack).start;
         match (stack - GUARD..stack).contains(&offset) {
-            true => Ending::StackOverflow,
-            false => Ending::Fault,
+            true => Failure::StackOverflow,
+            false => Failure::Fault(offset),
         }
     }
 }

@@ -41,7 +41,7 @@ const KEPT: i16 = 0x2000;
 
 /// Registers at the start and after every helper and a function, kept in the heap.
 fn observing() -> Vec<u8> {
-    let mut slots = vec![copy(9, 7), load(7, 1, 56)];
+    let mut slots = vec![load(7, 1, 56)];
     let mut at = KEPT;
     let mut keep = |slots: &mut Vec<u64>, registers: Range<u8>| {
         for register in registers {
@@ -88,10 +88,11 @@ fn registers_hold_arguments_and_results_and_nothing_else() {
     let kept = kept(&outcome, cage.layout().span(Region::Heap).start);
     let stack_end = cage.base() + cage.layout().span(Region::Stack).end();
     let (start, rest) = kept.split_at(10);
-    let data = cage.address(Region::Data);
-    // The object loads an address of its data into r1 before: it is the constants' or variables'.
-    assert!([data, data + 4096, cage.address(Region::Call)].contains(&start[1]));
-    let expected = [0, start[1], 80, 0, 0, 0, 0, 0, 0, stack_end];
+    let (call, variables) = (
+        cage.address(Region::Call),
+        cage.address(Region::Data) + 4096,
+    );
+    let expected = [0, call, 80, 0, 0, 0, 0, 0, variables, stack_end];
     assert_eq!(start, expected, "r0 to r6, r8 to r10");
     let (helpers, function) = rest.split_at(6 * CALLS.len());
     for (registers, (helper, _)) in helpers.chunks(6).zip(CALLS) {
@@ -146,7 +147,8 @@ fn no_address_of_the_host_is_anywhere_in_the_cage() {
                 addresses_of_cage += u32::from(word.wrapping_sub(base) < size);
             }
         }
-        assert!(addresses_of_cage > 5, "what is looked for can be found");
+        // The request, the variables, the stack, the heap: what is looked for can be found.
+        assert!(addresses_of_cage >= 4, "{addresses_of_cage}");
     }
 }
 
@@ -154,7 +156,7 @@ fn no_address_of_the_host_is_anywhere_in_the_cage() {
 fn nothing_of_a_program_is_left_for_the_next_one() {
     let mut laboratory = laboratory();
     let request = request(&laboratory);
-    let limits = request.limits.clone();
+    let limits = request.limits;
     let layout = *laboratory.cage().layout();
     let places = [
         (Region::Data, 4096, 8192),

@@ -32,7 +32,12 @@ pub(crate) enum Mode {
     /// Is such a child.
     Child { kind: Kind, first: u64, last: u64 },
     /// Tries one object.
-    One { object: PathBuf, request: u64 },
+    One {
+        object: PathBuf,
+        request: u64,
+        /// The kernel it was made from.
+        like: String,
+    },
 }
 
 pub(crate) struct Arguments {
@@ -57,7 +62,7 @@ impl Arguments {
             filters: Vec::new(),
         };
         let mut words = std::env::args().skip(1);
-        let (mut one, mut request, mut child) = (None, 0, None);
+        let (mut one, mut request, mut like, mut child) = (None, 0, String::new(), None);
         while let Some(word) = words.next() {
             let mut value = || words.next().ok_or(format!("{word} needs a value"));
             match word.as_str() {
@@ -72,6 +77,7 @@ impl Arguments {
                 "--keep" => out.keep = value()?.into(),
                 "--one" => one = Some(PathBuf::from(value()?)),
                 "--request" => request = number(&value()?)?,
+                "--like" => like = value()?,
                 "--child" => child = Some(Kind::named(&value()?)?),
                 "--list" => out.mode = Mode::List,
                 flag if OF_LIBTEST.contains(&flag) || flag.contains("=") => {}
@@ -88,7 +94,11 @@ impl Arguments {
             out.mode = Mode::Child { kind, first, last };
         }
         if let Some(object) = one {
-            out.mode = Mode::One { object, request };
+            out.mode = Mode::One {
+                object,
+                request,
+                like,
+            };
         }
         Ok(out)
     }

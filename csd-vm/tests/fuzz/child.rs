@@ -9,6 +9,7 @@ use csd_vm::lab::{Laboratory, Verdict};
 use csd_vm::program::fuzz::Fuzzer;
 
 use crate::cases::{Case, Kind};
+use crate::originals;
 use crate::tally::Tally;
 
 /// Instructions that a program may take.
@@ -21,8 +22,17 @@ fn laboratory() -> Laboratory {
     Laboratory::new(INSTRUCTIONS_MAX).expect("memory for a cage")
 }
 
-fn try_object(laboratory: &mut Laboratory, object: &[u8], request: u64) -> Result<Verdict, String> {
-    let mut request = laboratory.request(&mut Fuzzer::new(request));
+fn try_object(
+    laboratory: &mut Laboratory,
+    object: &[u8],
+    request: u64,
+    like: &str,
+) -> Result<Verdict, String> {
+    let mut random = Fuzzer::new(request);
+    let mut request = laboratory.request(&mut random);
+    if !like.is_empty() {
+        originals::suit(like, &mut request, &mut random);
+    }
     laboratory.try_object(object, &mut request)
 }
 
@@ -52,7 +62,7 @@ pub(crate) fn run(kind: Kind, seed: u64, numbers: Range<u64>) -> ExitCode {
     for number in numbers.clone() {
         say(format!("case {number}"));
         let case = Case::new(kind, seed, number);
-        match try_object(&mut laboratory, &case.object, case.request) {
+        match try_object(&mut laboratory, &case.object, case.request, case.like) {
             Ok(verdict) => tally.count(&verdict),
             Err(reason) => {
                 say(format!("tally {}", tally.line()));
@@ -69,7 +79,7 @@ pub(crate) fn run(kind: Kind, seed: u64, numbers: Range<u64>) -> ExitCode {
 }
 
 /// Tries one object of a file.
-pub(crate) fn run_one(object: &Path, request: u64) -> ExitCode {
+pub(crate) fn run_one(object: &Path, request: u64, like: &str) -> ExitCode {
     let object = match std::fs::read(object) {
         Ok(object) => object,
         Err(error) => {
@@ -77,7 +87,7 @@ pub(crate) fn run_one(object: &Path, request: u64) -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    match try_object(&mut laboratory(), &object, request) {
+    match try_object(&mut laboratory(), &object, request, like) {
         Ok(Verdict::Refused(reason)) => println!("refused: {reason}"),
         Ok(Verdict::Endless) => println!("endless"),
         Ok(Verdict::Ran { outcome, .. }) => println!("both engines: {:?}", outcome.status),

@@ -5,7 +5,8 @@
 //! Without arguments a few thousand cases run, as in CI. Cases run in a process of their own, so that
 //! one that ends or stops the process is found too: by the signal, or because nothing happens any
 //! more. What fails is made smaller as long as it fails, and written to files (`--keep DIR`): the object,
-//! and its instructions as text. `--one OBJECT --request N` tries it again.
+//! and its instructions as text. `--one OBJECT --request N [--like KERNEL]` tries it
+//! again.
 //!
 //! At the end it tells what became of the cases; few that get far are a failure too.
 
@@ -46,7 +47,11 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Mode::Child { kind, first, last } => child::run(*kind, arguments.seed, *first..*last),
-        Mode::One { object, request } => child::run_one(object, *request),
+        Mode::One {
+            object,
+            request,
+            like,
+        } => child::run_one(object, *request, like),
         Mode::All => run_all(&arguments),
     }
 }

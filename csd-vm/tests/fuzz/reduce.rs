@@ -29,7 +29,7 @@ pub(crate) fn keep(case: &Case, reason: &str, directory: &Path) -> String {
     let mut attempts = ATTEMPTS_MAX;
     let mut fails = |object: &[u8]| {
         attempts = attempts.saturating_sub(1);
-        attempts > 0 && std::fs::write(&path, object).is_ok() && does_fail(&path, case.request)
+        attempts > 0 && std::fs::write(&path, object).is_ok() && does_fail(&path, case)
     };
     let (object, certain) = match fails(&case.object) {
         true => (smaller(case, &mut fails), ""),
@@ -40,20 +40,21 @@ pub(crate) fn keep(case: &Case, reason: &str, directory: &Path) -> String {
         .and_then(|()| std::fs::write(directory.join(format!("{stem}.txt")), text));
     match written {
         Ok(()) => format!(
-            "kept as {}; again: --one {0} --request {}{certain}",
+            "kept as {}; again: --one {0} --request {} --like '{}'{certain}",
             path.display(),
-            case.request
+            case.request,
+            case.like
         ),
         Err(error) => format!("{}: {error}", path.display()),
     }
 }
 
 /// Whether a process that tries the object ends badly, or not at all.
-fn does_fail(path: &Path, request: u64) -> bool {
+fn does_fail(path: &Path, case: &Case) -> bool {
     let child = crate::this_program()
         .arg("--one")
         .arg(path)
-        .args(["--request", &request.to_string()])
+        .args(["--request", &case.request.to_string(), "--like", case.like])
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn();

@@ -262,7 +262,8 @@ impl Cage {
         let offset = pointer & (REACH - 1);
         let region = self.layout.region_of(offset)?;
         let within = offset - self.layout.span(region).start;
-        let len = self.accessible(region).checked_sub(within)?.min(max as u64);
+        let there = self.accessible(region).checked_sub(within);
+        let len = there.filter(|len| *len > 0)?.min(max as u64);
         let mut text = Vec::new();
         while (text.len() as u64) < len {
             // A page at a time: what follows the text need not be there.

@@ -257,6 +257,8 @@ fn texts_end_at_their_zero_byte_or_their_region() {
     cage.write_bytes(at, b"ok").unwrap();
     assert_eq!(cage.text(end - 2, 100).unwrap(), b"ok");
     assert_eq!(cage.text(end, 100), None);
+    cage.limit(Region::Heap, PAGE).unwrap();
+    assert_eq!(cage.text(heap + PAGE, 100), None);
     let filled: Result<(), ()> = cage
         .fill_window(0, PAGE, |page| {
             page[4090..].copy_from_slice(b"abcde\0");
