@@ -1,5 +1,5 @@
-//! Compiles every kernel to BPF with clang, and natively as its C twin: as compilers do it, under
-//! `warren_kernel_NAME`, and without vectors, which BPF has none of, under `warren_scalar_NAME`.
+//! Compiles every kernel to BPF with clang, and natively as its C twin: with -O2, as the kernel,
+//! under `warren_kernel_NAME`, and with -O3, which has gcc use vectors, under `warren_vector_NAME`.
 //!
 //! `WARREN_CLANG` names another clang than the one on the path. The BPF objects go to `OUT_DIR`,
 //! from where the library embeds them; the twins are linked.
@@ -19,14 +19,6 @@ const FLAGS: &[&str] = &[
     "-ffreestanding",
     "-Wall",
     "-Wextra",
-];
-
-/// Keeps the host's compiler, clang or gcc, from using vectors by itself.
-const SCALAR: &[&str] = &[
-    "-fno-vectorize",
-    "-fno-slp-vectorize",
-    "-fno-tree-vectorize",
-    "-fno-tree-slp-vectorize",
 ];
 
 /// What the kernels and the runtime are made of, beside the kernels themselves.
@@ -55,8 +47,8 @@ fn main() {
             &[],
             &out,
         ));
-        let (entry, apart) = (format!("warren_scalar_{name}"), out.join("scalar"));
-        twins.extend(twin(&root, &source, &entry, SCALAR, &apart));
+        let (entry, apart) = (format!("warren_vector_{name}"), out.join("vector"));
+        twins.extend(twin(&root, &source, &entry, 3, &apart));
     }
     library(&root, &twins);
 }
@@ -108,12 +100,9 @@ fn native(root: &Path) -> cc::Build {
 }
 
 /// The kernel as plain C, its entry renamed.
-fn twin(root: &Path, source: &Path, entry: &str, flags: &[&str], out: &Path) -> Vec<PathBuf> {
+fn twin(root: &Path, source: &Path, entry: &str, level: u32, out: &Path) -> Vec<PathBuf> {
     let mut build = native(root);
-    build.file(source).out_dir(out);
-    for flag in flags {
-        build.flag_if_supported(flag);
-    }
+    build.file(source).opt_level(level).out_dir(out);
     build.define("WARREN_ENTRY", entry);
     // OpenCSD kernels have a main; of other kernels it is no word.
     build.define("main", entry);

@@ -30,31 +30,35 @@ WARREN_INLINE u64 above(u64 value, u64 threshold)
 #define TWICE 0x0000000100000001ULL
 #define LOWER (0x7fffffff * TWICE)
 
-#define COUNT(counts, word, carries)                                             \
+/* One word after the other: there are no registers for more. */
+#define COUNT(word, carries)                                                     \
     do {                                                                         \
         u64 both = (word);                                                       \
-        u64 sums = (both & LOWER) + complements;                                 \
-        counts += ((sums carries both) >> 31) & TWICE;                           \
+        u64 sums = (both & lower) + complements;                                 \
+        counts += ((sums carries both) >> 31) & twice;                           \
+        WARREN_OPAQUE(counts);                                                   \
     } while (0)
 
 #define COUNT_ALL(carries)                                                       \
     for (; end - at >= 64; at += 64) {                                           \
-        COUNT(counts, warren_load64(at), carries);                               \
-        COUNT(counts, warren_load64(at + 8), carries);                           \
-        COUNT(counts, warren_load64(at + 16), carries);                          \
-        COUNT(counts, warren_load64(at + 24), carries);                          \
-        COUNT(counts, warren_load64(at + 32), carries);                          \
-        COUNT(counts, warren_load64(at + 40), carries);                          \
-        COUNT(counts, warren_load64(at + 48), carries);                          \
-        COUNT(counts, warren_load64(at + 56), carries);                          \
+        COUNT(warren_load64(at), carries);                                       \
+        COUNT(warren_load64(at + 8), carries);                                   \
+        COUNT(warren_load64(at + 16), carries);                                  \
+        COUNT(warren_load64(at + 24), carries);                                  \
+        COUNT(warren_load64(at + 32), carries);                                  \
+        COUNT(warren_load64(at + 40), carries);                                  \
+        COUNT(warren_load64(at + 48), carries);                                  \
+        COUNT(warren_load64(at + 56), carries);                                  \
     }
 
-/* Of at most a chunk: neither half of the counts overflows. */
-WARREN_INLINE u64 count_chunk(const u8 *at, u64 size, u64 threshold)
+/* Of at most a chunk: neither half of the counts overflows. A call, for all registers to be free. */
+static __attribute__((noinline)) u64 count_chunk(const u8 *at, u64 size, u64 threshold)
 {
     const u8 *end = at + size;
     u64 complement = (u32)~threshold, counts = 0, rest = 0;
-    u64 complements = (complement & 0x7fffffff) * TWICE;
+    u64 complements = (complement & 0x7fffffff) * TWICE, lower = LOWER, twice = TWICE;
+    WARREN_OPAQUE(lower);
+    WARREN_OPAQUE(twice);
     if (complement >> 31)
         COUNT_ALL(|)
     else

@@ -128,8 +128,8 @@ pub struct Kernel {
     pub arguments: fn(seed: u64) -> Vec<Vec<u64>>,
     /// The C twin, for [`Runtime::run`].
     pub entry: Entry,
-    /// The same, compiled without vectors: BPF has none.
-    pub scalar: Entry,
+    /// The same, compiled with -O3: with vectors, which BPF has none of.
+    pub vectors: Entry,
 }
 
 impl Kernel {

@@ -24,9 +24,9 @@ impl Native {
         Native::of(named(name)?.entry, arguments)
     }
 
-    /// The same, compiled without vectors.
-    pub(crate) fn scalar(name: &str, arguments: &[u64]) -> io::Result<Native> {
-        Native::of(named(name)?.scalar, arguments)
+    /// The same, compiled with vectors.
+    pub(crate) fn vectors(name: &str, arguments: &[u64]) -> io::Result<Native> {
+        Native::of(named(name)?.vectors, arguments)
     }
 
     fn of(entry: Entry, arguments: &[u64]) -> io::Result<Native> {

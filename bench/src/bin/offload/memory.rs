@@ -162,12 +162,12 @@ fn request(file: &Arc<Contents>, offset: u64, size: u64, arguments: &Arc<[u64]>)
 }
 
 /// Throughput of every round: MiB per second on the way there and back, and of processor time for
-/// what has no way (`native`, `scalar`, `in_cage`, `in_open`).
+/// what has no way (`native`, `vectors`, `in_cage`, `in_open`).
 #[derive(Default)]
 struct Rates {
     bytes: usize,
     native: Vec<f64>,
-    scalar: Vec<f64>,
+    vectors: Vec<f64>,
     first: Vec<f64>,
     caged: Vec<f64>,
     in_cage: Vec<f64>,
@@ -202,7 +202,7 @@ pub(crate) fn run(arguments: &Arguments) -> io::Result<Value> {
     kernels::fill(1, &mut data);
     let (storage, file) = place(&data)?;
     let mut native = Native::new(&arguments.kernel, &arguments.arguments)?;
-    let mut scalar = Native::scalar(&arguments.kernel, &arguments.arguments)?;
+    let mut vectors = Native::vectors(&arguments.kernel, &arguments.arguments)?;
     let uncaged = OnDevice::new(&storage, &arguments.kernel, true)?;
     uncaged.pass(&file, arguments)?;
     let mut rates = Rates {
@@ -212,7 +212,7 @@ pub(crate) fn run(arguments: &Arguments) -> io::Result<Value> {
     for _ in 0..arguments.rounds {
         for (twin, measured) in [
             (&mut native, &mut rates.native),
-            (&mut scalar, &mut rates.scalar),
+            (&mut vectors, &mut rates.vectors),
         ] {
             let begun = os::thread_time();
             for part in data.chunks(arguments.stride) {
@@ -233,7 +233,7 @@ pub(crate) fn run(arguments: &Arguments) -> io::Result<Value> {
     }
     Ok(json!({
         "native": rates.native,
-        "scalar": rates.scalar,
+        "vectors": rates.vectors,
         "device, first pass": rates.first,
         "device": rates.caged,
         "in the kernel": rates.in_cage,
