@@ -54,6 +54,7 @@ for engine in io_uring_cmd thrpool; do
     cmp /tmp/data /mnt/warren/large
     warren umount /mnt/warren
     warren fsck "$uri"
+    refuse "'nil' answers" warren fsck "xnvme:$device?async=nil"
     # The bytes are those of any other way to the namespace.
     warren fsck "nvme:$device"
     warren mount -o ro "nvme:$device" /mnt/warren

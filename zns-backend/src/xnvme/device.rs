@@ -326,3 +326,43 @@ impl ZonedDevice for XnvmeDevice {
         self.namespace().name.clone()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nvme::status::Status;
+
+    #[test]
+    fn only_a_refusal_by_the_controller_speaks_for_an_engine() {
+        let said = |answer| match verdict("xnvme:x", "engine", answer) {
+            Ok(()) => "fine".into(),
+            Err(error) => error.to_string(),
+        };
+        let refused = |status| Err(Failure::Refused(Status(status)));
+        let lba_out_of_range = refused(0x4080);
+        assert_eq!(said(lba_out_of_range), "fine");
+        assert!(said(Ok(0)).contains("without carrying them out"));
+        assert!(said(refused(0x726)).contains("cannot carry out"));
+        let missing = io::Error::from_raw_os_error(libc::ENOSYS);
+        assert!(said(Err(Failure::Host(missing))).contains("cannot carry out"));
+    }
+
+    #[test]
+    fn a_device_without_the_backend_it_needs_says_what_there_is() {
+        let open = |text: &str| {
+            let uri = XnvmeUri::parse(text).expect(text);
+            match XnvmeDevice::open(&uri, true) {
+                Ok(_) => panic!("{text} was opened"),
+                Err(error) => error.to_string(),
+            }
+        };
+        let error = open("xnvme:0000:00:1f.7?be=hyperdrive");
+        assert!(
+            error.contains("hyperdrive") && error.contains("linux"),
+            "{error}"
+        );
+        assert!(open("xnvme:0000:00:1f.7?be=linux").contains("takes a device node"));
+        assert!(open("xnvme:/dev/null?be=spdk").contains("takes a PCI address"));
+        assert!(open("xnvme:/dev/null").contains("no NVMe namespace"));
+    }
+}

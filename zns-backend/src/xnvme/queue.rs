@@ -26,8 +26,9 @@ use crate::nvme::command::{Direction, Failure};
 use crate::nvme::request::Work;
 use crate::ring::{Ended, Refused};
 
-/// A waiting thread polls without pause for so long, then with pauses.
-const AWAKE: Duration = Duration::from_micros(100);
+/// A waiting thread polls without pause for so long, longer than reads and short writes take on NAND,
+/// then with pauses.
+const AWAKE: Duration = Duration::from_micros(300);
 const PAUSE: Duration = Duration::from_micros(50);
 
 struct InFlight {
