@@ -40,13 +40,8 @@ fn main() {
             eprintln!("error: {reason}");
             std::process::exit(1);
         }
-        twins.extend(twin(
-            &root,
-            &source,
-            &format!("warren_kernel_{name}"),
-            &[],
-            &out,
-        ));
+        let entry = format!("warren_kernel_{name}");
+        twins.extend(twin(&root, &source, &entry, 2, &out));
         let (entry, apart) = (format!("warren_vector_{name}"), out.join("vector"));
         twins.extend(twin(&root, &source, &entry, 3, &apart));
     }

@@ -242,6 +242,7 @@ impl Mounted {
     pub fn serve(self) -> io::Result<()> {
         let ended = Arc::new(AtomicBool::new(false));
         let detached = Arc::new(AtomicBool::new(false));
+        let told = Arc::new(AtomicBool::new(false));
         let (device, session) = (self.device, self.session);
         let loops = thread::Builder::new().name("session".into()).spawn({
             let ended = Arc::clone(&ended);
@@ -254,11 +255,12 @@ impl Mounted {
             }
         })?;
         let watcher = thread::Builder::new().name("signals".into()).spawn({
-            let detached = Arc::clone(&detached);
+            let (told, detached) = (Arc::clone(&told), Arc::clone(&detached));
             let main = thread::current();
             let offload = Arc::downgrade(&self.offload);
             move || {
                 wait_for_signal();
+                told.store(true, Ordering::Release);
                 if unmount_all(device) {
                     return;
                 }
@@ -290,8 +292,17 @@ impl Mounted {
         for thread in self.write_back {
             thread.join().map_err(failed)?;
         }
-        result
+        match result {
+            // What a loop may be told that asks for a request just when the last user of a detached
+            // mount goes (Linux 6.18).
+            Err(error) if told.load(Ordering::Acquire) && is_aborted(&error) => Ok(()),
+            result => result,
+        }
     }
+}
+
+fn is_aborted(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::ECONNABORTED)
 }
 
 fn termination_signals() -> SigSet {
