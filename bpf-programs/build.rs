@@ -1,5 +1,5 @@
-//! Compiles every kernel to BPF with clang, and natively as its C twin: with -O2, as the kernel,
-//! under `warren_kernel_NAME`, and with -O3, which has gcc use vectors, under `warren_vector_NAME`.
+//! Compiles every kernel to BPF with clang, and natively as its C twin: by the host's compiler under
+//! `warren_kernel_NAME`, and by clang, which uses more vectors than gcc, under `warren_vector_NAME`.
 //!
 //! `WARREN_CLANG` names another clang than the one on the path. The BPF objects go to `OUT_DIR`,
 //! from where the library embeds them; the twins are linked.
@@ -41,9 +41,9 @@ fn main() {
             std::process::exit(1);
         }
         let entry = format!("warren_kernel_{name}");
-        twins.extend(twin(&root, &source, &entry, 2, &out));
+        twins.extend(twin(&root, &source, &entry, None, &out));
         let (entry, apart) = (format!("warren_vector_{name}"), out.join("vector"));
-        twins.extend(twin(&root, &source, &entry, 3, &apart));
+        twins.extend(twin(&root, &source, &entry, Some(&clang), &apart));
     }
     library(&root, &twins);
 }
@@ -95,9 +95,18 @@ fn native(root: &Path) -> cc::Build {
 }
 
 /// The kernel as plain C, its entry renamed.
-fn twin(root: &Path, source: &Path, entry: &str, level: u32, out: &Path) -> Vec<PathBuf> {
+fn twin(
+    root: &Path,
+    source: &Path,
+    entry: &str,
+    compiler: Option<&str>,
+    out: &Path,
+) -> Vec<PathBuf> {
     let mut build = native(root);
-    build.file(source).opt_level(level).out_dir(out);
+    build.file(source).out_dir(out);
+    if let Some(compiler) = compiler {
+        build.compiler(compiler);
+    }
     build.define("WARREN_ENTRY", entry);
     // OpenCSD kernels have a main; of other kernels it is no word.
     build.define("main", entry);

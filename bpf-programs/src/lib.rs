@@ -128,7 +128,7 @@ pub struct Kernel {
     pub arguments: fn(seed: u64) -> Vec<Vec<u64>>,
     /// The C twin, for [`Runtime::run`].
     pub entry: Entry,
-    /// The same, compiled with -O3: with vectors, which BPF has none of.
+    /// The same, compiled by clang: with vectors, which BPF has none of.
     pub vectors: Entry,
 }
 

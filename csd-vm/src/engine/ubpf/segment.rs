@@ -28,9 +28,11 @@ const OPERAND_16: u8 = 0x66;
 /// Bytes of the base in a masked sequence.
 const BASE_BYTES: usize = 8;
 
-/// Instructions that do nothing, of 0 to 11 bytes.
-const NOTHING: [&[u8]; 12] = [
-    &[],
+/// The longest instruction there is.
+const INSTRUCTION_BYTES_MAX: usize = 15;
+
+/// Instructions that do nothing, of 1 to 10 bytes; longer ones have more prefixes.
+const NOTHING: [&[u8]; 10] = [
     &[0x90],
     &[0x66, 0x90],
     &[0x0f, 0x1f, 0x00],
@@ -41,7 +43,6 @@ const NOTHING: [&[u8]; 12] = [
     &[0x0f, 0x1f, 0x84, 0x00, 0, 0, 0, 0],
     &[0x66, 0x0f, 0x1f, 0x84, 0x00, 0, 0, 0, 0],
     &[0x66, 0x2e, 0x0f, 0x1f, 0x84, 0x00, 0, 0, 0, 0],
-    &[0x66, 0x66, 0x2e, 0x0f, 0x1f, 0x84, 0x00, 0, 0, 0, 0],
 ];
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -150,35 +151,26 @@ impl MemoryAccess {
         (before, after)
     }
 
-    /// The one instruction instead.
+    /// The one instruction instead, in a long form (four bytes of displacement, a prefix twice): as
+    /// much room is to be filled, and what fills it costs by the number of instructions.
     fn in_segment(&self) -> Vec<u8> {
+        const WITH_DISPLACEMENT: u8 = 0x80;
         const NEEDS_INDEX_BYTE: u8 = 4;
-        const NEEDS_DISPLACEMENT: u8 = 5;
         let Operation {
             narrow,
             wide,
             opcode,
         } = self.operation();
-        let mut code = vec![GS_SEGMENT, ADDRESS_32];
+        let mut code = vec![GS_SEGMENT, ADDRESS_32, ADDRESS_32];
         code.extend(narrow.then_some(OPERAND_16));
         code.push(extension(wide, self.value, self.base));
         code.extend(opcode);
         let low = self.base & 7;
-        let short = i8::try_from(self.displacement);
-        let mode = match short {
-            Ok(0) if low != NEEDS_DISPLACEMENT => 0x00,
-            Ok(_) => 0x40,
-            Err(_) => 0x80,
-        };
-        code.push(mode | (self.value & 7) << 3 | low);
+        code.push(WITH_DISPLACEMENT | (self.value & 7) << 3 | low);
         if low == NEEDS_INDEX_BYTE {
             code.push(0x24);
         }
-        match (mode, short) {
-            (0x00, _) => {}
-            (_, Ok(short)) => code.push(short as u8),
-            (_, Err(_)) => code.extend(self.displacement.to_le_bytes()),
-        }
+        code.extend(self.displacement.to_le_bytes());
         if self.kind == Kind::StoreConstant {
             let bytes = usize::from(self.bytes.min(4));
             code.extend(&self.constant.to_le_bytes()[..bytes]);
@@ -225,14 +217,19 @@ pub(super) fn replace(code: &mut [u8], base_at: usize, slot: u64, mask: i32) -> 
     let instruction = access.in_segment();
     let (used, rest) = code[start..end].split_at_mut(instruction.len());
     used.copy_from_slice(&instruction);
-    let mut rest = rest;
-    while !rest.is_empty() {
-        let len = rest.len().min(NOTHING.len() - 1);
-        let (here, later) = rest.split_at_mut(len);
-        here.copy_from_slice(NOTHING[len]);
-        rest = later;
-    }
+    do_nothing(rest);
     true
+}
+
+/// Fills `code` with as few instructions as possible that do nothing.
+fn do_nothing(code: &mut [u8]) {
+    let count = code.len().div_ceil(INSTRUCTION_BYTES_MAX).max(1);
+    for part in code.chunks_mut(code.len().div_ceil(count).max(1)) {
+        let longest = NOTHING[part.len().min(NOTHING.len()) - 1];
+        let (prefixes, instruction) = part.split_at_mut(part.len() - longest.len());
+        prefixes.fill(OPERAND_16);
+        instruction.copy_from_slice(longest);
+    }
 }
 
 #[cfg(test)]
@@ -249,7 +246,7 @@ mod tests {
         let mut code = good.clone();
         assert!(replace(&mut code, before.len(), slot, 0xffff));
         assert_eq!(code.len(), good.len());
-        assert_eq!(code[..6], [0x65, 0x67, 0x48, 0x8b, 0x77, 0x08]);
+        assert_eq!(code[..7], [0x65, 0x67, 0x67, 0x48, 0x8b, 0xb7, 0x08]);
         for at in (0..before.len()).chain(before.len() + 8..good.len()) {
             let mut code = good.clone();
             code[at] ^= 1;
@@ -265,9 +262,16 @@ mod tests {
     }
 
     #[test]
-    fn instructions_of_every_length_do_nothing() {
-        for (len, code) in NOTHING.iter().enumerate() {
-            assert_eq!(code.len(), len);
+    fn rooms_of_every_length_are_filled() {
+        for (before, code) in NOTHING.iter().enumerate() {
+            assert_eq!(code.len(), before + 1);
+        }
+        let count = |code: &[u8]| code.windows(3).filter(|w| w[..2] == [0x0f, 0x1f]).count();
+        for len in 0..60 {
+            let mut code = vec![0xcc; len];
+            do_nothing(&mut code);
+            assert!(!code.contains(&0xcc));
+            assert!(len < 3 || count(&code) == len.div_ceil(15), "{len}");
         }
     }
 }
