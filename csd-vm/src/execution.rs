@@ -16,11 +16,11 @@ use crate::window::Window;
 const COMPILED_MAX: usize = 4;
 
 /// Bytes of heap and output that a warm cage keeps its pages of.
-const KEPT_BYTES: u64 = 1 << 20;
+pub(crate) const KEPT_BYTES: u64 = 1 << 20;
 
 /// Page faults of an execution from which on it may have used more than [`KEPT_BYTES`]: few, as
 /// one may bring in a huge page.
-const FAULTS_MIN: c_long = 16;
+pub(crate) const FAULTS_MIN: c_long = 16;
 
 /// References to a snapshot that a request holds.
 const REQUEST_REFERENCES: usize = 1;

@@ -4,6 +4,10 @@
 //! of production; [`interpreter::Interpreter`], written on its own, runs the same programs
 //! instruction by instruction and checks every access, which makes it the oracle of the tests.
 //!
+//! What a program computes depends on its instructions, its cage and its helpers alone: registers
+//! start as 0 but for its arguments and the end of its stack, and those that a helper may use are 0 when it
+//! returns.
+//!
 //! Whatever a program does ends in an [`Exit`]: loads and stores are confined to its
 //! [`cage::Cage`], faults and time-outs are turned into an end of this program only by the module `guard`.
 //! What engines do not do: check programs. They run what passed the structural validator; jumps

@@ -25,7 +25,7 @@ use crate::device::{Core, DeviceConfig, LoadedProgram};
 use crate::engine::cage::{Cage, CageError, PAGE};
 use crate::engine::interpreter::{Meter, Metered};
 use crate::engine::{Engine, ubpf};
-use crate::execution::{Instance, prepare};
+use crate::execution::{End, Instance, prepare};
 use crate::program::fuzz::Fuzzer;
 use crate::program::{LinkLimits, Program};
 use crate::request::{Failure, FileIdentity, Limits, Operation, Request, SnapshotMap};
@@ -55,6 +55,16 @@ pub enum Verdict {
     },
     /// It would run longer than the laboratory has patience for.
     Endless,
+}
+
+/// Runs a program in a cage that it is bound to.
+fn run_bound(
+    instance: &mut Instance,
+    core: &Core,
+    loaded: &LoadedProgram,
+    request: &Request,
+) -> End {
+    instance.run(core, &loaded.program, request, None)
 }
 
 /// Mostly a number that means something to kernels.
@@ -251,7 +261,7 @@ impl Laboratory {
         let core = &self.core;
         let (end, log) = self
             .log
-            .lines_of(|| instance.run(core, &loaded.program, request, None));
+            .lines_of(|| run_bound(instance, core, loaded, request));
         let (output, appended) = match end.status {
             Ok(_) => instance.results(&end),
             Err(_) => Default::default(),
@@ -266,5 +276,52 @@ impl Laboratory {
         };
         self.canaries.check()?;
         Ok(outcome)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::cage::Region;
+    use crate::execution::{FAULTS_MIN, KEPT_BYTES};
+    use crate::program::fuzz::Parts;
+
+    #[test]
+    fn executions_that_touch_a_few_pages_each_do_not_add_up() {
+        const HEAP: u64 = 64 << 20;
+        const STEP: u64 = 16 << 10;
+        let mut laboratory = Laboratory::new(u64::MAX).expect("memory");
+        let mut request = laboratory.request(&mut Fuzzer::new(1));
+        request.limits.heap = HEAP;
+        // Stores into the heap, at the offset of the request.
+        let slots = [
+            0x0038_1279,
+            0x0008_1379,
+            0x320f,
+            0x0000_0001_0000_027a,
+            0xb7,
+            0x95,
+        ];
+        let object = Parts::of_code(&slots).object();
+        let program = Program::link(&object, &LinkLimits::default()).expect("links");
+        let loaded = laboratory.load(&ubpf::Compiler, &program, &object);
+        let loaded = loaded.expect("compiles");
+        let Laboratory { core, instance, .. } = &mut laboratory;
+        instance.bind(&loaded).expect("is bound");
+        let mut most = 0;
+        for at in (0..HEAP).step_by(STEP as usize) {
+            request.offset = at;
+            let end = run_bound(instance, core, &loaded, &request);
+            assert_eq!(end.status, Ok(0));
+            instance.settle(&end).expect("is put aside");
+            most = most.max(instance.cage().resident(Region::Heap));
+        }
+        let huge = std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled");
+        let page = match huge.is_ok_and(|setting| setting.contains("[always]")) {
+            true => 2 << 20,
+            false => PAGE,
+        };
+        let bound = KEPT_BYTES + 2 * FAULTS_MIN.unsigned_abs() * page;
+        assert!(most <= bound, "{most} of {HEAP}, expected {bound} at most");
     }
 }

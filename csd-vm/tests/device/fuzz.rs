@@ -1,6 +1,5 @@
-//! Hostile objects and instruction streams through the whole device: nothing they do ends more
-//! than their own execution, and compiled code does what the interpreter does as long as it
-//! keeps to the registers it has set (what helpers leave in r1 to r5 is for engines to choose).
+//! Hostile objects through the whole device, queue and pool of cages included: nothing they do ends
+//! more than their own execution. That both engines do the same with them is for `tests/fuzz`.
 
 use std::sync::Arc;
 use std::time::Duration;

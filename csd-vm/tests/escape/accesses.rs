@@ -172,3 +172,27 @@ fn the_stack_ends_where_it_ends() {
         assert_eq!(outcome.ending(), expected, "at r10 + {distance}");
     }
 }
+
+#[test]
+fn references_beside_the_data_of_an_object_lead_back_to_it() {
+    let mut bench = Bench::new();
+    let secret = 0x0807_0605_0403_0201_u64;
+    for section in [DataSection::ReadOnly, DataSection::Initialised] {
+        for addend in [0, -8, -4096, 4096, 1 << 20, -(1 << 20), i32::MIN, i32::MAX] {
+            let parts = Parts {
+                slots: [
+                    &[slot(0x18, 1, 0, 0, addend), 0][..],
+                    &constant(2, i64::from(addend).cast_unsigned()),
+                    &[slot(0x1f, 1, 2, 0, 0), load(0, 1, 8), exit()],
+                ]
+                .concat(),
+                read_only: [[0; 8], secret.to_le_bytes()].concat(),
+                initialised: [[0; 8], secret.to_le_bytes()].concat(),
+                zeroed: 0,
+                references: vec![(0, section)],
+            };
+            let outcome = both(&mut bench.laboratory, &parts.object(), &bench.request);
+            assert_eq!(outcome.status, Ok(secret), "{section:?} {addend}");
+        }
+    }
+}

@@ -33,6 +33,9 @@ use self::tally::Tally;
 /// A case that takes longer hangs.
 const HANG: Duration = Duration::from_secs(60);
 
+/// How often to tell how far it is where there is no terminal for a bar.
+const TELL_EVERY: Duration = Duration::from_secs(60);
+
 fn main() -> ExitCode {
     let arguments = match Arguments::of_process() {
         Ok(arguments) => arguments,
@@ -163,7 +166,7 @@ fn run_child(
         .expect("this program can be started");
     let lines = lines_of(&mut child);
     let before = tally.clone();
-    let mut current = first;
+    let (mut current, mut told) = (first, Instant::now());
     loop {
         match lines.recv_timeout(HANG) {
             Ok(line) => match line.split_once(' ') {
@@ -172,6 +175,15 @@ fn run_child(
                     *tally = before.plus(&Tally::parse(rest));
                     bar.set_position(tally.tried());
                     bar.set_message(tally.brief());
+                    if bar.is_hidden() && told.elapsed() >= TELL_EVERY {
+                        println!(
+                            "{}: {} cases, {}",
+                            kind.name(),
+                            tally.tried(),
+                            tally.brief()
+                        );
+                        told = Instant::now();
+                    }
                 }
                 Some(("failed", reason)) => {
                     stop(&mut child);

@@ -108,8 +108,8 @@ impl Tally {
     pub(crate) fn shallow(&self, kind: Kind) -> Vec<String> {
         // Of those that were tried, those that ran; of those, the depths in percent.
         let (ran, depths) = match kind {
-            Kind::Stream => (60, [70, 45, 10, 45, 45]),
-            Kind::Object => (35, [70, 45, 10, 40, 60]),
+            Kind::Stream => (85, [90, 55, 20, 65, 65]),
+            Kind::Object => (60, [85, 40, 20, 55, 80]),
         };
         let mut reasons = Vec::new();
         if self.tried() < 1000 {

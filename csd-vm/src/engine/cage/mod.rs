@@ -486,6 +486,13 @@ impl Cage {
         self.base - GUARD..self.base + self.layout.size() + GUARD
     }
 
+    /// Bytes of a region that take memory.
+    #[cfg(test)]
+    pub(crate) fn resident(&self, region: Region) -> u64 {
+        let pages = memory::resident(self.address(region), self.accessible(region));
+        pages.iter().filter(|page| **page).count() as u64 * PAGE
+    }
+
     /// The pages with anything but zeros of all regions but the window, by their offsets.
     #[cfg(any(test, feature = "fuzzing"))]
     #[must_use]
