@@ -236,7 +236,7 @@ mod tests {
         owners.hold(process).unwrap();
         end(first);
         assert_eq!(owners.living(process.pid), None);
-        let tokens = watch.wait().unwrap();
+        let tokens = watch.wait(None).unwrap();
         assert_eq!(owners.of_token(tokens[0]), Some(process));
         owners.let_go(process);
         owners.forget(process);

@@ -72,7 +72,10 @@ impl Store {
     /// # Errors
     /// `NoSpace`, `ReadOnly`, device errors; then none of them is staged.
     pub fn stage(&self, stage: Stage, ino: Ino, first: u64, data: &[u8]) -> Result<()> {
-        let crcs: Vec<u32> = data.chunks_exact(BLOCK_SIZE).map(checksum::crc32c).collect();
+        let crcs: Vec<u32> = data
+            .chunks_exact(BLOCK_SIZE)
+            .map(checksum::crc32c)
+            .collect();
         let mut txn = self.begin()?;
         txn.claim_space(crcs.len() as u64)?;
         let mut block = first;
