@@ -9,7 +9,8 @@ use rand::{Rng, SeedableRng};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use vmcache::{
-    AtomicWrites, CommitMethod, Error, IndexFile, IndexOptions, Journal, JournalOptions, Result, Tree,
+    AtomicWrites, CommitMethod, Error, IndexFile, IndexOptions, Journal, JournalOptions, Result,
+    Tree,
 };
 
 type Model = BTreeMap<Vec<u8>, Vec<u8>>;
@@ -38,10 +39,12 @@ fn open(disk: &Disk, kind: Kind, frames: usize) -> Result<IndexFile> {
     if kind == Kind::Journal {
         return IndexFile::with_method(Arc::new(journal()?), options);
     }
+    let mut emptied = None;
     if !disk.bytes(1).is_empty() || !disk.bytes(2).is_empty() {
-        journal()?.close()?;
+        let journal = emptied.insert(journal()?);
+        journal.close()?;
     }
-    let writes = AtomicWrites::open(disk.atomic_file())?;
+    let writes = AtomicWrites::open(disk.atomic_file(), emptied.as_ref())?;
     IndexFile::with_method(Arc::new(writes), options)
 }
 
@@ -319,7 +322,10 @@ fn a_failed_write_of_a_session_that_pages_were_evicted_to_ends_commits() {
         assert!(failed.is_some(), "seed {seed}");
         disk.fail_writes(0, seed);
         let refused = index.commit();
-        assert!(matches!(refused, Err(Error::Latched(_))), "seed {seed}: {refused:?}");
+        assert!(
+            matches!(refused, Err(Error::Latched(_))),
+            "seed {seed}: {refused:?}"
+        );
         drop((index, tree));
         let expected = Expected {
             committed,

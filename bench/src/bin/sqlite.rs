@@ -178,7 +178,10 @@ fn run(
     connection.query_row(&pragma, [], |row| row.get::<_, String>(0))?;
     let count = "SELECT count(*) FROM counters";
     let rows: u64 = connection.query_row(count, [], |row| row.get(0))?;
-    let (commits, journals) = (COMMITS.load(Ordering::Relaxed), JOURNALS.load(Ordering::Relaxed));
+    let (commits, journals) = (
+        COMMITS.load(Ordering::Relaxed),
+        JOURNALS.load(Ordering::Relaxed),
+    );
     let mut latencies = Vec::new();
     let (begun, mut at) = (Instant::now(), 0);
     while transactions == 0 || at < transactions {
@@ -190,8 +193,9 @@ fn run(
                 .prepare_cached("UPDATE counters SET n = n + 1, note = ?2 WHERE id = ?1")?
                 .execute((random % rows, note(random)))?;
         }
-        let mut ledger = transaction
-            .prepare_cached("UPDATE ledger SET number = number + 1, sum = sum + ?1 RETURNING number")?;
+        let mut ledger = transaction.prepare_cached(
+            "UPDATE ledger SET number = number + 1, sum = sum + ?1 RETURNING number",
+        )?;
         let number: u64 = ledger.query_row([changes], |row| row.get(0))?;
         drop(ledger);
         transaction.commit()?;

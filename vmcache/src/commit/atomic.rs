@@ -13,7 +13,7 @@
 //! was written to its session later would be part of it. No page latch is taken here.
 
 use super::recovery::{random_id, read_meta};
-use super::{Commit, CommitBatch, CommitMethod};
+use super::{Commit, CommitBatch, CommitMethod, Journal};
 use crate::error::{Error, Result};
 use crate::page::{PAGE_BYTES, PageBuf, PageId};
 use crate::pool::PageStore;
@@ -46,12 +46,12 @@ pub struct AtomicWrites {
 }
 
 impl AtomicWrites {
-    /// Opens a file, which is at its last commit. If it has a journal with something in it, that must
-    /// have been brought home ([`super::Journal`]).
+    /// Opens a file, which is at its last commit. If it has a journal, that must have been opened and
+    /// closed before, and a file without a commit goes by the identity that it knows.
     ///
     /// # Errors
     /// Of the storage; [`Error::Format`] when it is no intact index file.
-    pub fn open(file: Arc<dyn AtomicStorage>) -> Result<AtomicWrites> {
+    pub fn open(file: Arc<dyn AtomicStorage>, journal: Option<&Journal>) -> Result<AtomicWrites> {
         let meta = read_meta(&*file)?;
         if meta.is_none() && !is_blank(&*file)? {
             return Err(Error::Format("page 0 is damaged"));
@@ -65,7 +65,11 @@ impl AtomicWrites {
             state: Mutex::default(),
             broken: OnceLock::new(),
             unknown: AtomicBool::new(false),
-            file_id: meta.as_ref().map_or_else(random_id, |meta| meta.file_id),
+            file_id: meta
+                .as_ref()
+                .map(|meta| meta.file_id)
+                .or(journal.map(|journal| journal.file_id))
+                .unwrap_or_else(random_id),
             is_new: meta.is_none(),
         })
     }
@@ -231,7 +235,8 @@ impl CommitBatch for AtomicCommit<'_> {
         *self.state = State::default();
         committed.map_err(|error| {
             self.method.unknown.store(true, Ordering::Release);
-            self.method.latch(Error::io("commit an atomic write")(error))
+            self.method
+                .latch(Error::io("commit an atomic write")(error))
         })
     }
 }

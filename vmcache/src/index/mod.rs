@@ -15,9 +15,7 @@ mod tree;
 pub use tree::{Range, Tree, WriteBatch};
 
 use crate::btree::{self, BTree, TreeStats};
-use crate::commit::{
-    AtomicWrites, Commit, CommitMethod, Journal, JournalOptions, random_id,
-};
+use crate::commit::{AtomicWrites, Commit, CommitMethod, Journal, JournalOptions, random_id};
 use crate::error::{Error, Result};
 use crate::meta::{META, Meta, TREE_NAME_BYTES_MAX, TREES_MAX};
 use crate::page::{PAGE_BYTES, PageRead};
@@ -110,11 +108,7 @@ fn log_path(path: &Path, which: usize) -> PathBuf {
     name.into()
 }
 
-fn open_journal(
-    file: Arc<dyn Storage>,
-    logs: &[PathBuf; 2],
-    log_bytes: u64,
-) -> Result<Journal> {
+fn open_journal(file: Arc<dyn Storage>, logs: &[PathBuf; 2], log_bytes: u64) -> Result<Journal> {
     let open = |path: &PathBuf| -> Result<Arc<dyn Storage>> {
         let log = FileStorage::open(path).map_err(Error::io("open"))?;
         Ok(Arc::new(log))
@@ -138,14 +132,18 @@ impl IndexFile {
             let journal = open_journal(file, &logs, options.log_bytes)?;
             return IndexFile::with_method(Arc::new(journal), options);
         }
+        let mut journal = None;
         if logs.iter().any(|log| log.exists()) {
             // The file comes from elsewhere, or was used otherwise: first to its last commit.
-            open_journal(Arc::clone(&file) as _, &logs, options.log_bytes)?.close()?;
+            let emptied = open_journal(Arc::clone(&file) as _, &logs, options.log_bytes)?;
+            emptied.close()?;
+            journal = Some(emptied);
             for log in &logs {
                 std::fs::remove_file(log).map_err(Error::io("remove the journal"))?;
             }
         }
-        IndexFile::with_method(Arc::new(AtomicWrites::open(file)?), options)
+        let writes = AtomicWrites::open(file, journal.as_ref())?;
+        IndexFile::with_method(Arc::new(writes), options)
     }
 
     /// How it commits: "atomic writes" or "journal".
