@@ -37,10 +37,11 @@ mod space;
 mod storage;
 
 pub use btree::{INLINE_BYTES_MAX, KEY_BYTES_MAX, TreeStats, VALUE_BYTES_MAX};
-pub use commit::{Commit, CommitBatch, CommitMethod, Journal, JournalOptions};
+pub use commit::{AtomicWrites, Commit, CommitBatch, CommitMethod, Journal, JournalOptions};
 pub use error::{Error, Result};
 pub use index::{
-    CheckReport, IndexFile, IndexOptions, Range, Tree, WriteBatch, is_index_file, remove_index_file,
+    CheckReport, CommitKind, IndexFile, IndexOptions, Range, Tree, WriteBatch, is_index_file,
+    remove_index_file,
 };
 pub use kv::Kv;
 pub use meta::{TREE_NAME_BYTES_MAX, TREES_MAX};
@@ -49,4 +50,4 @@ pub use pool::{
     BufferPool, Changed, Exclusive, FRAMES_MIN, InPlace, Optimistic, PageStore, PageView,
     PoolOptions, PoolStats, Shared,
 };
-pub use storage::{FileStorage, MemoryStorage, ReadOp, Storage, WriteOp};
+pub use storage::{AtomicStorage, FileStorage, MemoryStorage, ReadOp, Storage, WriteOp};

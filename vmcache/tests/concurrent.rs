@@ -137,6 +137,7 @@ fn stress(frames: usize, seed: u64, rounds: u64) {
         cache_bytes: frames * 4096,
         file_bytes_max: 1 << 30,
         log_bytes: 1 << 20,
+        ..IndexOptions::default()
     };
     let index = IndexFile::open(&path, options).unwrap();
     let tree = index.tree("t").unwrap();

@@ -8,25 +8,44 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use vmcache::{Error, IndexFile, IndexOptions, Journal, JournalOptions, Result, Tree};
+use vmcache::{
+    AtomicWrites, CommitMethod, Error, IndexFile, IndexOptions, Journal, JournalOptions, Result,
+    Tree,
+};
 
 type Model = BTreeMap<Vec<u8>, Vec<u8>>;
 
-fn open(disk: &Disk, frames: usize) -> Result<IndexFile> {
+/// How commits are made; both leave a file that the other can go on with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Journal,
+    Atomic,
+}
+
+const KINDS: [Kind; 2] = [Kind::Journal, Kind::Atomic];
+
+fn open(disk: &Disk, kind: Kind, frames: usize) -> Result<IndexFile> {
     let options = IndexOptions {
         cache_bytes: frames * 4096,
         file_bytes_max: 1 << 30,
         log_bytes: 40 * 4096,
+        ..IndexOptions::default()
     };
-    let logs = [disk.file(1), disk.file(2)];
-    let journal = Journal::open(
-        disk.file(0),
-        logs,
-        JournalOptions {
-            log_bytes: options.log_bytes,
-        },
-    )?;
-    IndexFile::with_method(Arc::new(journal), options)
+    let journal = || {
+        let logs = [disk.file(1), disk.file(2)];
+        let log_bytes = options.log_bytes;
+        Journal::open(disk.file(0), logs, JournalOptions { log_bytes })
+    };
+    if kind == Kind::Journal {
+        return IndexFile::with_method(Arc::new(journal()?), options);
+    }
+    let mut emptied = None;
+    if !disk.bytes(1).is_empty() || !disk.bytes(2).is_empty() {
+        let journal = emptied.insert(journal()?);
+        journal.close()?;
+    }
+    let writes = AtomicWrites::open(disk.atomic_file(), emptied.as_ref())?;
+    IndexFile::with_method(Arc::new(writes), options)
 }
 
 /// What the file may hold when it is opened again.
@@ -40,9 +59,16 @@ struct Expected {
 }
 
 /// Random changes with commits in between, until something fails or `steps` are done.
-fn run(disk: &Disk, seed: u64, frames: usize, steps: u32, expected: &mut Expected) -> Result<()> {
+fn run(
+    disk: &Disk,
+    kind: Kind,
+    seed: u64,
+    frames: usize,
+    steps: u32,
+    expected: &mut Expected,
+) -> Result<()> {
     let mut rng = StdRng::seed_from_u64(seed);
-    let index = open(disk, frames)?;
+    let index = open(disk, kind, frames)?;
     expected.created = true;
     let tree = index.tree("t")?;
     let mut model = expected.committed.clone();
@@ -94,8 +120,8 @@ fn contents(index: &IndexFile) -> Model {
 }
 
 /// Opens what a cut left, and compares.
-fn verify(disk: &Disk, expected: &Expected, context: &str) {
-    let index = match open(disk, 64) {
+fn verify(disk: &Disk, kind: Kind, expected: &Expected, context: &str) {
+    let index = match open(disk, kind, 64) {
         Ok(index) => index,
         Err(error) => panic!("{context}: {error}"),
     };
@@ -115,23 +141,31 @@ fn verify(disk: &Disk, expected: &Expected, context: &str) {
 
 #[test]
 fn the_file_reopens_at_the_last_commit_after_a_power_cut_at_every_write() {
-    for (seed, frames) in [(1, 16), (2, 64), (3, 2000)] {
-        let disk = Disk::default();
-        run(&disk, seed, frames, 300, &mut Expected::default()).unwrap();
-        let operations = disk.operations();
-        assert!(
-            operations > 60,
-            "{operations} operations are too few to be of interest"
-        );
-        for cut in 1..=operations {
-            let disk = Disk::default();
-            disk.cut_after(cut);
-            let mut expected = Expected::default();
-            assert!(run(&disk, seed, frames, 300, &mut expected).is_err());
-            let context = format!("seed {seed}, cut at {cut} of {operations}");
-            let disk = disk.after_cut(seed << 32 | cut);
-            verify(&disk, &expected, &context);
+    for kind in KINDS {
+        for (seed, frames) in [(1, 16), (2, 64), (3, 2000)] {
+            cut_everywhere(kind, seed, frames);
         }
+    }
+}
+
+fn cut_everywhere(kind: Kind, seed: u64, frames: usize) {
+    let disk = Disk::default();
+    run(&disk, kind, seed, frames, 300, &mut Expected::default()).unwrap();
+    let operations = disk.operations();
+    assert!(
+        operations > 60,
+        "{operations} operations are too few to be of interest"
+    );
+    for cut in 1..=operations {
+        let disk = Disk::default();
+        disk.cut_after(cut);
+        let mut expected = Expected::default();
+        assert!(run(&disk, kind, seed, frames, 300, &mut expected).is_err());
+        let context = format!("{kind:?}, seed {seed}, cut at {cut} of {operations}");
+        let disk = disk.after_cut(seed << 32 | cut);
+        // Whoever opens it next need not commit as it was committed.
+        let next = KINDS[cut as usize % 2];
+        verify(&disk, next, &expected, &context);
     }
 }
 
@@ -142,12 +176,13 @@ fn a_power_cut_in_recovery_loses_nothing_either() {
         let mut disk = Disk::default();
         let mut expected = Expected::default();
         for round in 0..4 {
+            let kinds = [0; 4].map(|_| KINDS[rng.random_range(0..2)]);
             disk.cut_after(rng.random_range(1..120));
-            _ = run(&disk, seed * 10 + round, 24, 100, &mut expected);
+            _ = run(&disk, kinds[0], seed * 10 + round, 24, 100, &mut expected);
             disk = disk.after_cut(rng.random());
             // Opening alone, cut as well.
             disk.cut_after(rng.random_range(1..12));
-            let opened = open(&disk, 24);
+            let opened = open(&disk, kinds[1], 24);
             if let Ok(index) = opened {
                 // The commit under way when the power went either happened or did not; now it is settled.
                 let found = contents(&index);
@@ -160,9 +195,10 @@ fn a_power_cut_in_recovery_loses_nothing_either() {
                 expected.committed = found;
             }
             disk = disk.after_cut(rng.random());
-            verify(&disk, &expected, &format!("seed {seed}, round {round}"));
+            let context = format!("seed {seed}, round {round}, {kinds:?}");
+            verify(&disk, kinds[2], &expected, &context);
             if let Some(maybe) = expected.maybe.take()
-                && contents(&open(&disk, 24).unwrap()) == maybe
+                && contents(&open(&disk, kinds[3], 24).unwrap()) == maybe
             {
                 expected.committed = maybe;
             }
@@ -173,27 +209,29 @@ fn a_power_cut_in_recovery_loses_nothing_either() {
 #[test]
 fn a_bulk_load_survives_once_committed_and_leaves_nothing_before() {
     let entries = || (0..3000_u32).map(|number| Ok((number.to_be_bytes(), [number as u8; 100])));
-    let run = |disk: &Disk| -> Result<()> {
-        let index = open(disk, 32)?;
+    let run = |disk: &Disk, kind| -> Result<()> {
+        let index = open(disk, kind, 32)?;
         index.tree("t")?.bulk_load(entries())?;
         index.commit()?;
         index.close()
     };
-    let disk = Disk::default();
-    run(&disk).unwrap();
-    let operations = disk.operations();
-    for cut in (1..=operations)
-        .rev()
-        .take(60)
-        .chain((1..operations).step_by(17))
-    {
+    for kind in KINDS {
         let disk = Disk::default();
-        disk.cut_after(cut);
-        assert!(run(&disk).is_err());
-        let index = open(&disk.after_cut(cut), 64).unwrap();
-        assert_eq!(index.check().unwrap().pages_lost, 0);
-        let found = contents(&index).len();
-        assert!(found == 0 || found == 3000, "cut at {cut}: {found}");
+        run(&disk, kind).unwrap();
+        let operations = disk.operations();
+        for cut in (1..=operations)
+            .rev()
+            .take(60)
+            .chain((1..operations).step_by(17))
+        {
+            let disk = Disk::default();
+            disk.cut_after(cut);
+            assert!(run(&disk, kind).is_err());
+            let index = open(&disk.after_cut(cut), kind, 64).unwrap();
+            assert_eq!(index.check().unwrap().pages_lost, 0);
+            let found = contents(&index).len();
+            assert!(found == 0 || found == 3000, "cut at {cut}: {found}");
+        }
     }
 }
 
@@ -202,7 +240,7 @@ fn failed_writes_lose_nothing_and_the_next_commit_has_it_all() {
     for seed in 0..20 {
         let mut rng = StdRng::seed_from_u64(seed);
         let disk = Disk::default();
-        let index = open(&disk, 24).unwrap();
+        let index = open(&disk, Kind::Journal, 24).unwrap();
         let tree = index.tree("t").unwrap();
         let (mut model, mut failures) = (Model::new(), 0);
         disk.fail_writes(30, seed);
@@ -227,6 +265,73 @@ fn failed_writes_lose_nothing_and_the_next_commit_has_it_all() {
             committed: model,
             ..Expected::default()
         };
-        verify(&disk.after_cut(seed), &expected, &format!("seed {seed}"));
+        let context = format!("seed {seed}");
+        verify(&disk.after_cut(seed), Kind::Journal, &expected, &context);
+    }
+}
+
+#[test]
+fn a_failed_write_of_a_session_costs_nothing_while_all_pages_are_in_memory() {
+    for seed in 0..20 {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let disk = Disk::default();
+        let index = open(&disk, Kind::Atomic, 4000).unwrap();
+        let tree = index.tree("t").unwrap();
+        let (mut model, mut failures) = (Model::new(), 0);
+        disk.fail_writes(10, seed);
+        for step in 0..400 {
+            change(&tree, &mut model, &mut rng).unwrap();
+            if step % 10 == 0 && index.commit().is_err() {
+                failures += 1;
+            }
+        }
+        disk.fail_writes(0, seed);
+        assert!(failures > 3, "seed {seed}: {failures} failures");
+        index.commit().unwrap();
+        assert_eq!(contents(&index), model, "seed {seed}");
+        drop((index, tree));
+        let expected = Expected {
+            committed: model,
+            ..Expected::default()
+        };
+        let context = format!("seed {seed}");
+        verify(&disk.after_cut(seed), Kind::Atomic, &expected, &context);
+    }
+}
+
+#[test]
+fn a_failed_write_of_a_session_that_pages_were_evicted_to_ends_commits() {
+    for seed in 0..20 {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let disk = Disk::default();
+        let index = open(&disk, Kind::Atomic, 16).unwrap();
+        let tree = index.tree("t").unwrap();
+        let mut model = Model::new();
+        for _ in 0..300 {
+            change(&tree, &mut model, &mut rng).unwrap();
+        }
+        index.commit().unwrap();
+        let committed = model.clone();
+        for _ in 0..100 {
+            change(&tree, &mut model, &mut rng).unwrap();
+        }
+        disk.fail_writes(100, seed);
+        let mut steps = 0..1000;
+        let failed = steps.find_map(|_| change(&tree, &mut model.clone(), &mut rng).err());
+        let failed = failed.or_else(|| index.commit().err());
+        assert!(failed.is_some(), "seed {seed}");
+        disk.fail_writes(0, seed);
+        let refused = index.commit();
+        assert!(
+            matches!(refused, Err(Error::Latched(_))),
+            "seed {seed}: {refused:?}"
+        );
+        drop((index, tree));
+        let expected = Expected {
+            committed,
+            ..Expected::default()
+        };
+        let context = format!("seed {seed}");
+        verify(&disk.after_cut(seed), Kind::Atomic, &expected, &context);
     }
 }

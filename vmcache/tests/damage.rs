@@ -15,6 +15,7 @@ fn open(disk: &Disk) -> Result<IndexFile> {
         cache_bytes: 64 * 4096,
         file_bytes_max: 1 << 26,
         log_bytes: 1 << 20,
+        ..IndexOptions::default()
     };
     let logs = [disk.file(1), disk.file(2)];
     let journal = Journal::open(

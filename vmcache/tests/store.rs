@@ -4,12 +4,13 @@ use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
-use vmcache::{IndexFile, IndexOptions, Kv, WriteBatch};
+use vmcache::{CommitKind, IndexFile, IndexOptions, Kv, WriteBatch};
 
 const SMALL: IndexOptions = IndexOptions {
     cache_bytes: 64 * 4096,
     file_bytes_max: 1 << 30,
     log_bytes: 256 << 10,
+    commits: CommitKind::Automatic,
 };
 
 const fn is_send_and_sync<T: Send + Sync>() {}

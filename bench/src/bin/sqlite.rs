@@ -230,7 +230,7 @@ fn check(database: &PathBuf) -> Result<(), Error> {
     let connection = open(database, false)?;
     let text = |sql: &str| connection.query_row(sql, [], |row| row.get::<_, String>(0));
     let number = |sql: &str| connection.query_row(sql, [], |row| row.get::<_, u64>(0));
-    let verdict = text("PRAGMA integrity_check")?;
+    let verdict: String = text("PRAGMA integrity_check")?;
     if verdict != "ok" {
         return Err(format!("integrity_check: {verdict}").into());
     }

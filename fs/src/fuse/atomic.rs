@@ -163,7 +163,7 @@ impl Core {
         });
         let changed = !matches!(result, Ok(false));
         if changed && (result.is_err() || !is_cached(owner(handle))) {
-            write_back.run(ino, 0);
+            write_back.drop_pages(ino);
         }
         if let Err(errno) = result {
             let _ = self.run("commit of an atomic write", ino, |volume| {
@@ -211,7 +211,7 @@ impl Core {
     fn abort(&self, ino: Ino, handle: FileHandle, write_back: &WriteBack) {
         let _ = self.run("abort of an atomic write", ino, |volume| {
             if let Some(size) = volume.abort_atomic(ino, owner(handle)) {
-                write_back.run(ino, 0);
+                write_back.drop_pages(ino);
                 restore_length(volume, ino, size, write_back)?;
             }
             Ok(())

@@ -2,8 +2,8 @@
 //!
 //! Under the writeback cache the kernel sends SEEK_DATA and SEEK_HOLE without writing dirty pages
 //! first (`fuse_lseek`, Linux 6.18), so the volume would report holes where there is data.
-//! Therefore such a request first has the kernel write them, by invalidating the pages of the
-//! inode, and only then is answered. The same holds for the snapshot that registering a kernel takes,
+//! Therefore such a request first has the kernel write them ([`super::write_out`], or else by
+//! invalidating the pages of the inode), and only then is answered. The same holds for the snapshot that registering a kernel takes,
 //! and for the beginning and the end of an atomic write.
 //!
 //! That waits for write requests, which the event loops must be free to serve, so it happens on
@@ -75,12 +75,25 @@ impl Writers {
 pub(super) struct WriteBack(Notifier);
 
 impl WriteBack {
-    /// Has the kernel write the dirty pages of a file from `offset` on, and drop all of them.
-    pub(super) fn run(&self, ino: Ino, offset: i64) {
+    /// Has the kernel write the dirty pages of a file.
+    fn write(&self, core: &Core, ino: Ino) {
+        let written = core.own_mount.get().map(|mount| mount.write_out(ino));
+        match written {
+            Some(Ok(())) => {}
+            Some(Err(error)) => {
+                tracing::debug!(inode = ino.0, "write-back: {error}");
+                self.drop_pages(ino);
+            }
+            None => self.drop_pages(ino),
+        }
+    }
+
+    /// Has the kernel drop the pages of a file. Dirty ones it writes before, one at a time.
+    pub(super) fn drop_pages(&self, ino: Ino) {
         // The kernel knows the inodes, since somebody has them open; pages it cannot drop it has
         // written all the same.
-        if let Err(error) = self.0.inval_inode(INodeNo(ino.0), offset, 0) {
-            tracing::debug!(inode = ino.0, "write-back: {error}");
+        if let Err(error) = self.0.inval_inode(INodeNo(ino.0), 0, 0) {
+            tracing::debug!(inode = ino.0, "dropping pages: {error}");
         }
     }
 
@@ -116,16 +129,19 @@ pub(super) fn start(
 }
 
 fn serve(core: &Core, pending: &Mutex<Receiver<Pending>>, write_back: &WriteBack) {
+    let thread = nix::unistd::gettid().as_raw() as u32;
+    core.own_threads.write().push(thread);
     loop {
         let request = pending.lock().recv();
         match request {
             Ok(Pending::Seek(seek)) => {
-                // Data before the offset has no say in the answer.
-                write_back.run(seek.ino, seek.offset);
+                write_back.write(core, seek.ino);
                 core.answer_seek(seek);
             }
             Ok(Pending::Other(files, then)) => {
-                files.into_iter().for_each(|ino| write_back.run(ino, 0));
+                files
+                    .into_iter()
+                    .for_each(|ino| write_back.write(core, ino));
                 then(write_back);
             }
             Err(_) => return,

@@ -30,7 +30,9 @@ const HANDLE_NUMBERED: u64 = 2;
 pub(super) const HANDLE_WRITABLE: u64 = 4;
 /// Handle bit: reads and writes bypass the page cache, whoever sees to it.
 pub(super) const HANDLE_UNCACHED: u64 = 8;
-const NUMBER_SHIFT: u32 = 4;
+/// Handle bit: the daemon's own, which nobody counts.
+pub(super) const HANDLE_OWN: u64 = 16;
+const NUMBER_SHIFT: u32 = 5;
 
 /// The number that `offload` gave a handle, if it did.
 pub(super) fn number(handle: FileHandle) -> Option<u64> {

@@ -28,13 +28,16 @@ mod ops;
 pub mod options;
 pub mod session;
 mod stale;
+mod write_out;
 mod xattr;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
+
+use parking_lot::RwLock;
 
 use fuser::{Errno, FileAttr, Generation, InitFlags, KernelConfig, ReplyEmpty, ReplyEntry};
 
@@ -48,6 +51,7 @@ use dirty::{Pending, PendingSeek, Writers};
 use gate::Gate;
 use options::MountOptions;
 use stale::StaleAttributes;
+use write_out::OwnMount;
 
 /// Inode numbers are never used twice, so every inode is of the first generation.
 const GENERATION: Generation = Generation(0);
@@ -94,6 +98,9 @@ struct Core {
     offload: Arc<Offload>,
     writers: Writers,
     waiting: WaitingOpens,
+    /// The threads of [`dirty`], which open files to have them written.
+    own_threads: RwLock<Vec<u32>>,
+    own_mount: OnceLock<OwnMount>,
     stale: StaleAttributes,
     /// A request has panicked; changes are refused from then on.
     broken: AtomicBool,
@@ -114,6 +121,8 @@ impl Adapter {
                 offload,
                 writers: Writers::default(),
                 waiting: WaitingOpens::default(),
+                own_threads: RwLock::default(),
+                own_mount: OnceLock::new(),
                 stale: StaleAttributes::default(),
                 broken: AtomicBool::new(false),
             }),

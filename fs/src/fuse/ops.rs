@@ -19,7 +19,7 @@ use fuser::{
 use zns_backend::DmaBuffer;
 
 use super::dirty::{Pending, PendingSeek};
-use super::kernels::{HANDLE_DIRECT, KernelRead, KernelWrite};
+use super::kernels::{HANDLE_DIRECT, HANDLE_OWN, KernelRead, KernelWrite};
 use super::{Adapter, GENERATION, convert};
 use crate::error::{Error, Result};
 use crate::types::{BLOCK_SIZE, Ino};
@@ -337,6 +337,9 @@ impl Filesystem for Adapter {
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let _turn = self.gate.turn();
         let (ino, caller) = (convert::ino(ino), convert::caller(request, 0));
+        if self.core.own_threads.read().contains(&caller.pid) {
+            return reply.opened(FileHandle(HANDLE_OWN), FopenFlags::FOPEN_KEEP_CACHE);
+        }
         let truncate = flags.0 & libc::O_TRUNC != 0;
         let open = |volume: &Volume| volume.open_handle(&caller, ino, truncate);
         let result = if truncate {
@@ -506,6 +509,9 @@ impl Filesystem for Adapter {
     ) {
         let _turn = self.gate.turn();
         let ino = convert::ino(ino);
+        if fh.0 & HANDLE_OWN != 0 {
+            return reply.ok();
+        }
         let makes_dirty = self.makes_dirty(flags.0);
         self.end_session(ino, fh, move |core| {
             core.stale.tell(ino);

@@ -22,7 +22,8 @@ use super::kernels::Pages;
 use super::latency::Watch;
 use super::mountinfo::{self, DeviceNumber, FSTYPE};
 use super::options::MountOptions;
-use super::{Adapter, dirty, guard, stale};
+use super::write_out::OwnMount;
+use super::{Adapter, Core, dirty, guard, stale};
 use crate::offload::Offload;
 use crate::volume::Volume;
 
@@ -122,22 +123,31 @@ pub fn mount_volume(
         Some(data.as_str()),
     )
     .map_err(|e| refused(e.into()))?;
-    let connected =
-        connect(volume, offload, fuse.into(), options).and_then(|(session, write_back)| {
-            let entry = mountinfo::find(mount_point)?;
-            let entry = entry.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
-            let DeviceNumber { major, minor } = entry.device;
-            if let Err(error) = guard::start(entry.device) {
-                tracing::warn!("nobody will end the mount if this process is killed: {error}");
-            }
-            offload.mounted((major, minor), Box::new(Pages(session.notifier())));
-            Ok(Mounted {
-                session,
-                write_back,
-                offload: Arc::clone(offload),
-                device: entry.device,
-            })
+    let connected = connect(volume, offload, fuse.into(), options).and_then(|connected| {
+        let Connected {
+            session,
+            write_back,
+            core,
+        } = connected;
+        let entry = mountinfo::find(mount_point)?;
+        let entry = entry.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+        let DeviceNumber { major, minor } = entry.device;
+        // Set only here, once per adapter.
+        let _ = core.own_mount.set(OwnMount {
+            path: mount_point.into(),
+            device: entry.device,
         });
+        if let Err(error) = guard::start(entry.device) {
+            tracing::warn!("nobody will end the mount if this process is killed: {error}");
+        }
+        offload.mounted((major, minor), Box::new(Pages(session.notifier())));
+        Ok(Mounted {
+            session,
+            write_back,
+            offload: Arc::clone(offload),
+            device: entry.device,
+        })
+    });
     match connected {
         Ok(mounted) => {
             set_readahead(mounted.device, options.max_readahead);
@@ -151,6 +161,13 @@ pub fn mount_volume(
     }
 }
 
+/// An adapter with its connection to the kernel.
+struct Connected {
+    session: Session<Adapter>,
+    write_back: Vec<JoinHandle<()>>,
+    core: Arc<Core>,
+}
+
 /// Connects the adapter to the kernel. By default there are two event loops per processor and at
 /// least eight, since one that reads the device waits for it and their number is how many reads the
 /// device gets at a time; the [`Gate`] has no more of them wait for requests than there are
@@ -160,7 +177,7 @@ fn connect(
     offload: &Arc<Offload>,
     fuse: OwnedFd,
     options: &MountOptions,
-) -> io::Result<(Session<Adapter>, Vec<JoinHandle<()>>)> {
+) -> io::Result<Connected> {
     let mut config = Config::default();
     let processors = thread::available_parallelism().map_or(2, |n| n.get());
     let threads = options
@@ -179,7 +196,11 @@ fn connect(
     let session = Session::from_fd(adapter, fuse, SessionACL::All, config)?;
     stale::start(&core, session.notifier())?;
     let write_back = dirty::start(&core, pending, &session.notifier())?;
-    Ok((session, write_back))
+    Ok(Connected {
+        session,
+        write_back,
+        core,
+    })
 }
 
 fn kernel_options(fuse: &File, options: &MountOptions) -> String {

@@ -8,6 +8,7 @@ use warren_fs::types::Ino;
 use warren_fs::volume::Volume;
 use warren_fs::volume::atomic::{Owner, SESSION_BLOCKS_MAX};
 use warren_fs::volume::types::SetAttributes;
+use zns_backend::{CrashPoint, FaultDevice, MemDevice, Survival, ZonedDevice};
 
 use crate::common::{
     K, ROOT, attributes, contents, device, errno, file, formatted, fresh_volume, options, pattern,
@@ -295,4 +296,59 @@ fn a_session_that_is_too_large_or_finds_no_space_can_only_come_to_nothing() {
     assert_eq!(contents(&volume, ino), b"as it was");
     write(&volume, ino, 0, &mib);
     sound(volume);
+}
+
+#[test]
+fn a_power_cut_in_a_commit_of_several_chunks_leaves_all_of_it_or_nothing() {
+    let small = StoreOptions {
+        atomic_memory_bytes: 64 << 10,
+        ..options()
+    };
+    let memory = MemDevice::new(*device(32).geometry()).expect("a sparse memory device");
+    let faulty = FaultDevice::new(memory).expect("a fresh device can be read");
+    let below: Arc<dyn ZonedDevice> = Arc::new(faulty.clone());
+    drop(formatted(&below));
+    let volume = Volume::open(Arc::clone(&below), &small).expect("open");
+    let (ino, want) = large(&volume, 5000);
+    let mut old = Vec::new();
+    volume.read(ino, 0, want.len(), &mut old).expect("read");
+    // What is staged lies before the checkpoint, the transaction behind it.
+    volume.store().checkpoint().expect("checkpoint");
+    let chunks = |volume: &Volume| volume.store().stats().groups["log"]["chunks"];
+    let (first, chunks_before) = (faulty.log().len(), chunks(&volume));
+    assert!(volume.commit_atomic(ino, ME).expect("commit"));
+    volume.fsync(ino).expect("fsync");
+    assert!(
+        chunks(&volume) - chunks_before >= 3,
+        "the commit is a long one"
+    );
+    let log = faulty.log();
+    let (mut befores, mut afters) = (0, 0);
+    for completed in first..=log.len() {
+        let after = CrashPoint::after(completed);
+        let mut cuts = vec![(after, Survival::All), (after, Survival::None)];
+        if completed < log.len() {
+            let chosen = Survival::Seeded(completed as u64);
+            cuts.push((after, chosen));
+            cuts.push((CrashPoint::during(completed), chosen));
+        }
+        for (cut, survival) in cuts {
+            let left = log.device_after(cut, survival).expect("a device is left");
+            let volume = Volume::open(Arc::new(left), &options()).expect("open");
+            let found = contents(&volume, ino);
+            let case = format!("{cut:?}, {survival:?}");
+            assert!(found == old || found == want, "{case}: neither state");
+            assert!(
+                completed < log.len() || found == want,
+                "{case}: not durable"
+            );
+            befores += u32::from(found == old);
+            afters += u32::from(found == want);
+            sound(volume);
+        }
+    }
+    assert!(
+        befores > 2 && afters > 1,
+        "{befores} before, {afters} after"
+    );
 }

@@ -297,6 +297,10 @@ impl PageStore for Journal {
 }
 
 impl CommitMethod for Journal {
+    fn name(&self) -> &'static str {
+        "journal"
+    }
+
     fn is_new(&self) -> bool {
         self.is_new
     }

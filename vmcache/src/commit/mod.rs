@@ -3,14 +3,15 @@
 //! A commit method is the page store under the pool: it decides where a page goes that has to leave
 //! memory before its commit, and where it is read from. A commit hands it all dirty pages and asks for
 //! two things in order: that they be written, after which the pages may be changed and evicted again,
-//! and that they be durable. [`Journal`] does it with a redo log beside the file. A filesystem with
-//! atomic writes needs none: written pages go to the file's own atomic write session, which `sync` ends,
-//! so it fits behind the same trait.
+//! and that they be durable. [`Journal`] does it with a redo log beside the file. On a filesystem with
+//! atomic writes, [`AtomicWrites`] does it with none.
 
+mod atomic;
 mod journal;
 mod record;
 mod recovery;
 
+pub use atomic::AtomicWrites;
 pub use journal::{Journal, JournalOptions};
 
 pub(crate) use recovery::random_id;
@@ -35,13 +36,17 @@ pub struct Commit {
 /// Pages written between two commits, by [`PageStore::write_back`] or by the second commit, are in the
 /// file together or not at all when it is opened after a crash.
 pub trait CommitMethod: PageStore {
+    /// What it is, for people.
+    fn name(&self) -> &'static str;
+
     /// Whether the file was never committed to.
     fn is_new(&self) -> bool;
 
     /// The file's identity: of a new file, the one to use.
     fn file_id(&self) -> u64;
 
-    /// Starts a commit. Until it is written or dropped, [`PageStore::write_back`] waits.
+    /// Starts a commit. Until it is written or dropped, and longer where the method needs it,
+    /// [`PageStore::write_back`] waits.
     fn begin(&self, commit: Commit) -> Box<dyn CommitBatch + '_>;
 
     /// Whether [`CommitMethod::tidy`] has something to do.

@@ -105,7 +105,7 @@ pub(super) fn open(
 }
 
 /// The meta page in its place, if it is intact.
-fn read_meta(file: &dyn Storage) -> Result<Option<Meta>> {
+pub(super) fn read_meta(file: &(impl Storage + ?Sized)) -> Result<Option<Meta>> {
     let mut page = PageBuf::zeroed();
     match file.read_at(META.offset(), page.bytes_mut()) {
         Ok(()) if page.verify(META).is_ok() => Meta::decode(&page).map(Some),

@@ -15,7 +15,7 @@ mod tree;
 pub use tree::{Range, Tree, WriteBatch};
 
 use crate::btree::{self, BTree, TreeStats};
-use crate::commit::{Commit, CommitMethod, Journal, JournalOptions, random_id};
+use crate::commit::{AtomicWrites, Commit, CommitMethod, Journal, JournalOptions, random_id};
 use crate::error::{Error, Result};
 use crate::meta::{META, Meta, TREE_NAME_BYTES_MAX, TREES_MAX, has_magic};
 use crate::page::{PAGE_BYTES, PageRead};
@@ -30,7 +30,17 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
-/// Sizes of an index file's memory and journal.
+/// How an index file commits. A file can be opened one way and later another.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CommitKind {
+    /// By atomic writes where the filesystem has them, else with a journal.
+    #[default]
+    Automatic,
+    /// With a journal.
+    Journal,
+}
+
+/// Sizes of an index file's memory and journal, and how it commits.
 #[derive(Clone, Copy, Debug)]
 pub struct IndexOptions {
     /// Most bytes of pages in memory; at least 64 KiB.
@@ -40,6 +50,8 @@ pub struct IndexOptions {
     pub file_bytes_max: u64,
     /// Length at which a log of the journal is copied home.
     pub log_bytes: u64,
+    /// How it commits.
+    pub commits: CommitKind,
 }
 
 impl Default for IndexOptions {
@@ -49,6 +61,7 @@ impl Default for IndexOptions {
             cache_bytes: 256 << 20,
             file_bytes_max: 1 << 40,
             log_bytes,
+            commits: CommitKind::default(),
         }
     }
 }
@@ -129,28 +142,48 @@ pub fn remove_index_file(path: &Path) -> io::Result<()> {
     std::fs::remove_file(path)
 }
 
+fn open_journal(file: Arc<dyn Storage>, logs: &[PathBuf; 2], log_bytes: u64) -> Result<Journal> {
+    let open = |path: &PathBuf| -> Result<Arc<dyn Storage>> {
+        let log = FileStorage::open(path).map_err(Error::io("open"))?;
+        Ok(Arc::new(log))
+    };
+    let logs = [open(&logs[0])?, open(&logs[1])?];
+    Journal::open(file, logs, JournalOptions { log_bytes })
+}
+
 impl IndexFile {
-    /// Opens the index file at `path`, or creates one, with its journal in two files beside it.
+    /// Opens the index file at `path`, or creates one. Its journal, if it needs one, is in two files
+    /// beside it.
     ///
     /// # Errors
     /// Of the operating system; [`Error::Format`], [`Error::Damaged`] when it is no intact index file;
     /// [`Error::Option`].
     pub fn open(path: &Path, options: IndexOptions) -> Result<IndexFile> {
-        let open = |path: &Path| {
-            FileStorage::open(path)
-                .map(Arc::new)
-                .map_err(Error::io("open"))
-        };
-        let file = open(path)?;
-        let logs: [Arc<dyn Storage>; 2] = [open(&log_path(path, 0))?, open(&log_path(path, 1))?];
-        let journal = Journal::open(
-            file,
-            logs,
-            JournalOptions {
-                log_bytes: options.log_bytes,
-            },
-        )?;
-        IndexFile::with_method(Arc::new(journal), options)
+        let file = FileStorage::open(path).map_err(Error::io("open"))?;
+        let file = Arc::new(file);
+        let logs = [log_path(path, 0), log_path(path, 1)];
+        if options.commits == CommitKind::Journal || !file.has_atomic_writes() {
+            let journal = open_journal(file, &logs, options.log_bytes)?;
+            return IndexFile::with_method(Arc::new(journal), options);
+        }
+        let mut journal = None;
+        if logs.iter().any(|log| log.exists()) {
+            // The file comes from elsewhere, or was used otherwise: first to its last commit.
+            let emptied = open_journal(Arc::clone(&file) as _, &logs, options.log_bytes)?;
+            emptied.close()?;
+            journal = Some(emptied);
+            for log in &logs {
+                std::fs::remove_file(log).map_err(Error::io("remove the journal"))?;
+            }
+        }
+        let writes = AtomicWrites::open(file, journal.as_ref())?;
+        IndexFile::with_method(Arc::new(writes), options)
+    }
+
+    /// How it commits: "atomic writes" or "journal".
+    #[must_use]
+    pub fn commits_by(&self) -> &'static str {
+        self.shared.method.name()
     }
 
     /// Opens the index file that a commit method has, or creates one there.

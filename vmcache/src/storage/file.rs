@@ -4,13 +4,24 @@
 //! cache instead. Single transfers are plain `pread`/`pwrite`, batches go through a ring.
 
 use super::uring::Rings;
-use super::{ReadOp, Storage, WriteOp};
+use super::{AtomicStorage, ReadOp, Storage, WriteOp};
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::{Duration, Instant};
+
+// The atomic-write ioctls of F2FS, which other filesystems have too.
+/// `_IO(0xf5, 1)`.
+const START_ATOMIC_WRITE: u32 = 0xf501;
+/// `_IO(0xf5, 2)`.
+const COMMIT_ATOMIC_WRITE: u32 = 0xf502;
+/// `_IO(0xf5, 5)`.
+const ABORT_ATOMIC_WRITE: u32 = 0xf505;
+/// `_IOR(0xf5, 12, u32)`.
+const GET_FEATURES: u32 = 0x8004_f50c;
+const FEATURE_ATOMIC_WRITE: u32 = 4;
 
 /// How long a file that is in use is waited for.
 const LOCK_PATIENCE: Duration = Duration::from_millis(500);
@@ -78,6 +89,26 @@ impl FileStorage {
                 Err(io::ErrorKind::UnexpectedEof.into())
             }
             read => read,
+        }
+    }
+
+    /// Whether the filesystem has atomic writes for this file. Through the page cache they would show to
+    /// others early.
+    #[must_use]
+    pub fn has_atomic_writes(&self) -> bool {
+        let mut features = 0;
+        self.direct
+            && self.ioctl(GET_FEATURES, Some(&mut features)).is_ok()
+            && features & FEATURE_ATOMIC_WRITE != 0
+    }
+
+    fn ioctl(&self, request: u32, answer: Option<&mut u32>) -> io::Result<()> {
+        let answer = answer.map_or(std::ptr::null_mut(), std::ptr::from_mut);
+        // SAFETY: the requests take no argument, or store a u32 at the one given here, which is exclusively
+        // borrowed for the call.
+        match unsafe { libc::ioctl(self.file.as_raw_fd(), request as libc::Ioctl, answer) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
         }
     }
 
@@ -173,5 +204,19 @@ impl Storage for FileStorage {
 
     fn sync(&self) -> io::Result<()> {
         self.file.sync_data()
+    }
+}
+
+impl AtomicStorage for FileStorage {
+    fn start(&self) -> io::Result<()> {
+        self.ioctl(START_ATOMIC_WRITE, None)
+    }
+
+    fn commit(&self) -> io::Result<()> {
+        self.ioctl(COMMIT_ATOMIC_WRITE, None)
+    }
+
+    fn abort(&self) -> io::Result<()> {
+        self.ioctl(ABORT_ATOMIC_WRITE, None)
     }
 }

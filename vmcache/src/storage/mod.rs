@@ -96,3 +96,27 @@ pub trait Storage: Send + Sync {
     /// Of the operating system; it is then open what is durable.
     fn sync(&self) -> io::Result<()>;
 }
+
+/// A file on a filesystem with atomic writes.
+///
+/// Writes between [`AtomicStorage::start`] and [`AtomicStorage::commit`] happen together, at the commit,
+/// or not at all. Until then they are read back here and nowhere else.
+pub trait AtomicStorage: Storage {
+    /// Starts a session of writes. There is none yet.
+    ///
+    /// # Errors
+    /// Of the operating system.
+    fn start(&self) -> io::Result<()>;
+
+    /// Ends the session; its writes have happened and are durable.
+    ///
+    /// # Errors
+    /// Of the operating system. The session has ended; it is open whether its writes have happened.
+    fn commit(&self) -> io::Result<()>;
+
+    /// Ends the session, if there is one; its writes have not happened.
+    ///
+    /// # Errors
+    /// Of the operating system.
+    fn abort(&self) -> io::Result<()>;
+}

@@ -1,7 +1,8 @@
 //! A medium with faults: files whose writes are volatile until a sync, cut off at any operation.
 //!
 //! A power cut keeps what was synced, and of every later write each 512-byte sector or not, at random
-//! from a seed. Optionally single writes fail without an end, as on a full disk.
+//! from a seed. Optionally single writes fail without an end, as on a full disk. The first file has atomic
+//! writes: a session's are volatile until its commit, of which a cut leaves all or nothing.
 
 #![allow(dead_code, reason = "each test uses a part")]
 
@@ -9,7 +10,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::io;
 use std::sync::{Arc, Mutex};
-use vmcache::Storage;
+use vmcache::{AtomicStorage, Storage};
 
 const SECTOR_BYTES: usize = 512;
 
@@ -21,6 +22,10 @@ struct File {
     durable: Vec<u8>,
     /// Writes since the last sync, in order.
     pending: Vec<(usize, Vec<u8>)>,
+    /// What the file was when the session began that is under way.
+    before_session: Option<Vec<u8>>,
+    /// The power was cut in the commit of a session.
+    committing: bool,
 }
 
 #[derive(Default)]
@@ -55,6 +60,15 @@ fn put(bytes: &mut Vec<u8>, offset: usize, from: &[u8]) {
 
 impl Disk {
     pub(crate) fn file(&self, which: usize) -> Arc<dyn Storage> {
+        self.disk_file(which)
+    }
+
+    /// The first file, to be used by atomic writes.
+    pub(crate) fn atomic_file(&self) -> Arc<dyn AtomicStorage> {
+        self.disk_file(0)
+    }
+
+    fn disk_file(&self, which: usize) -> Arc<DiskFile> {
         Arc::new(DiskFile {
             disk: self.clone(),
             which,
@@ -93,7 +107,7 @@ impl Disk {
         state.files[which] = File {
             durable: bytes.clone(),
             current: bytes,
-            pending: Vec::new(),
+            ..File::default()
         };
     }
 
@@ -104,6 +118,13 @@ impl Disk {
         let kept = [0.0, 0.1, 0.5, 0.9, 1.0][rng.random_range(0..5)];
         let state = self.state.lock().unwrap();
         let files = state.files.clone().map(|file| {
+            if file.committing && rng.random() {
+                return File {
+                    durable: file.current.clone(),
+                    current: file.current,
+                    ..File::default()
+                };
+            }
             let mut bytes = file.durable;
             for (offset, written) in file.pending {
                 for (index, sector) in written.chunks(SECTOR_BYTES).enumerate() {
@@ -117,7 +138,7 @@ impl Disk {
             File {
                 current: bytes.clone(),
                 durable: bytes,
-                pending: Vec::new(),
+                ..File::default()
             }
         });
         Disk {
@@ -174,7 +195,9 @@ impl Storage for DiskFile {
             return Err(io::ErrorKind::StorageFull.into());
         }
         let file = &mut state.files[self.which];
-        file.pending.push((offset as usize, from.to_vec()));
+        if file.before_session.is_none() {
+            file.pending.push((offset as usize, from.to_vec()));
+        }
         put(&mut file.current, offset as usize, from);
         if completes {
             Ok(())
@@ -191,6 +214,41 @@ impl Storage for DiskFile {
         let file = &mut state.files[self.which];
         file.durable.clone_from(&file.current);
         file.pending.clear();
+        Ok(())
+    }
+}
+
+impl AtomicStorage for DiskFile {
+    fn start(&self) -> io::Result<()> {
+        let mut state = self.disk.state.lock().unwrap();
+        if state.is_cut {
+            return Err(io::Error::other("the power is cut"));
+        }
+        let file = &mut state.files[self.which];
+        assert!(file.before_session.is_none(), "one session at a time");
+        file.before_session = Some(file.current.clone());
+        Ok(())
+    }
+
+    fn commit(&self) -> io::Result<()> {
+        let mut state = self.disk.state.lock().unwrap();
+        let completes = state.operation()?;
+        let file = &mut state.files[self.which];
+        assert!(file.before_session.take().is_some(), "there is a session");
+        if !completes {
+            file.committing = true;
+            return Err(io::Error::other("the power is cut"));
+        }
+        file.durable.clone_from(&file.current);
+        file.pending.clear();
+        Ok(())
+    }
+
+    fn abort(&self) -> io::Result<()> {
+        let file = &mut self.disk.state.lock().unwrap().files[self.which];
+        if let Some(before) = file.before_session.take() {
+            file.current = before;
+        }
         Ok(())
     }
 }

@@ -54,14 +54,16 @@ impl Pair {
         let ino = both.1;
         self.volume.start_atomic(ino, OWNER)?;
         for piece in pieces {
-            match self.piece(both, piece) {
-                Ok(()) => self.see_session(both, &before)?,
-                Err(Trouble::Device(error)) if self.is_full(&error) => {
-                    self.volume.abort_atomic(ino, OWNER);
-                    self.reference = before;
-                    return Ok(());
-                }
-                Err(trouble) => return Err(trouble),
+            let done = self
+                .piece(both, piece)
+                .and_then(|()| self.see_session(both, &before));
+            if let Err(trouble) = done {
+                self.volume.abort_atomic(ino, OWNER);
+                self.reference = before;
+                return match trouble {
+                    Trouble::Device(error) if self.is_full(&error) => Ok(()),
+                    trouble => Err(trouble),
+                };
             }
         }
         match end {
@@ -74,8 +76,12 @@ impl Pair {
             }
             End::Commit => match self.volume.commit_atomic(ino, OWNER) {
                 Ok(_) => {}
-                Err(error) if self.is_full(&error) => self.reference = before,
-                Err(error) => return Err(error.into()),
+                Err(error) => {
+                    self.reference = before;
+                    if !self.is_full(&error) {
+                        return Err(error.into());
+                    }
+                }
             },
         }
         expect(self.volume.atomic_owner(ino).is_none(), "it has ended")
@@ -83,6 +89,13 @@ impl Pair {
 
     fn is_full(&self, error: &warren_fs::Error) -> bool {
         self.may_be_full && matches!(error, warren_fs::Error::NoSpace)
+    }
+
+    fn trouble(&self, error: warren_fs::Error) -> Trouble {
+        match self.is_full(&error) {
+            true => Trouble::Device(error),
+            false => error.into(),
+        }
     }
 
     fn piece(&mut self, both: Both, piece: &Piece) -> Result<(), Trouble> {
@@ -96,14 +109,14 @@ impl Pair {
                     .write_atomic(ino, OWNER, offset, &data, false, true)
                 {
                     Ok(there) => expect(there && want.is_ok(), "a write goes to it"),
-                    Err(error) => Err(error.into()),
+                    Err(error) => Err(self.trouble(error)),
                 }
             }
             Piece::Resize(size) => {
                 let want = self.reference.setattr(both.0, Change::Size(size), false);
                 match self.volume.truncate_atomic(ino, OWNER, size) {
                     Ok(there) => expect(there && want.is_ok(), "a truncation goes to it"),
-                    Err(error) => Err(error.into()),
+                    Err(error) => Err(self.trouble(error)),
                 }
             }
             Piece::Checkpoint => Ok(self.volume.store().checkpoint()?),
