@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::index::{CheckReport, IndexFile, IndexOptions, Range, Tree, WriteBatch};
 use crate::pool::PoolStats;
 use parking_lot::{Condvar, Mutex};
-use std::ops::RangeBounds;
+use std::ops::{ControlFlow, RangeBounds};
 use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -155,6 +155,18 @@ impl Kv {
     /// The entries with keys in `range`; see [`Tree::range`]. Keeps the file open while it lives.
     pub fn scan<K: AsRef<[u8]>>(&self, range: impl RangeBounds<K>) -> Range {
         self.shared.tree.range(range)
+    }
+
+    /// Calls `visit` with the entries with keys in `range`; see [`Tree::for_each`].
+    ///
+    /// # Errors
+    /// As [`Tree::for_each`].
+    pub fn for_each<K: AsRef<[u8]>>(
+        &self,
+        range: impl RangeBounds<K>,
+        visit: impl FnMut(&[u8], &[u8]) -> ControlFlow<()>,
+    ) -> Result<()> {
+        self.shared.tree.for_each(range, visit)
     }
 
     /// Fills the empty store from entries in ascending order of keys; see [`Tree::bulk_load`].

@@ -238,6 +238,14 @@ pub trait PageRead {
         self.u8_at(LEVEL_AT)
     }
 
+    /// Copies the page.
+    #[inline]
+    fn copy_to(&self, copy: &mut PageBuf) {
+        for (index, word) in copy.words.iter_mut().enumerate() {
+            *word = self.word(index).to_le();
+        }
+    }
+
     /// A private copy of the page.
     #[inline]
     fn to_buf(&self) -> PageBuf {

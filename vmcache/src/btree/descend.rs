@@ -104,21 +104,22 @@ impl BTree {
         }
     }
 
-    /// The page numbers of the leaves that a scan comes to next, after the leaf at `place`.
-    pub(super) fn ahead(place: &Place<'_>, backward: bool) -> Vec<PageId> {
-        let Some((parent, index)) = place.parent else {
+    /// The page numbers of up to `count` leaves that a scan comes to next, after the leaf at `place`.
+    pub(super) fn ahead(place: &Place<'_>, backward: bool, count: usize) -> Vec<PageId> {
+        let count = count.min(AHEAD_MAX);
+        let Some((parent, index)) = place.parent.filter(|_| count > 0) else {
             return Vec::new();
         };
         let read = parent.read(|view| {
             let node = Node(view);
             match backward {
                 false => (index + 1..=node.count())
-                    .take(AHEAD_MAX)
+                    .take(count)
                     .map(|at| node.child(at))
                     .collect(),
                 true => (0..index)
                     .rev()
-                    .take(AHEAD_MAX)
+                    .take(count)
                     .map(|at| node.child(at))
                     .collect(),
             }

@@ -270,6 +270,13 @@ impl<P: PageRead> Node<'_, P> {
             .append_to(self.key_at(index), self.rest_len(index), out);
     }
 
+    /// Replaces `key` by the common prefix.
+    pub(super) fn read_prefix(&self, key: &mut Vec<u8>) {
+        key.clear();
+        self.0
+            .append_to(self.field(LOWER_AT), self.prefix_len(), key);
+    }
+
     /// The whole key at `index`.
     pub(super) fn key(&self, index: usize) -> Vec<u8> {
         let mut key = Vec::with_capacity(self.prefix_len() + self.rest_len(index) + 8);
@@ -385,6 +392,13 @@ impl Node<'_, PageBuf> {
             .bytes()
             .get(at..at + self.rest_len(index))
             .unwrap_or_default()
+    }
+
+    /// The value at `index`, inside the page as was checked.
+    pub(super) fn value_bytes(&self, index: usize) -> &[u8] {
+        let at = self.value_at(index);
+        let bytes = self.0.bytes().get(at..at + self.value_len(index));
+        bytes.unwrap_or_default()
     }
 
     fn fence_bytes(&self, at: usize) -> &[u8] {

@@ -4,16 +4,19 @@
 //! from the root. So it holds no latch and no page between steps, and whatever happens to the tree
 //! meanwhile it returns keys in order, each at most once, every key that was there all along, and with
 //! each key a value that it had while the cursor was on its leaf. From the second leaf on it reads the
-//! following ones ahead, a batch at a time.
+//! following ones ahead, in batches that grow, since most scans are short.
 
-use super::descend::{To, copy};
+use super::descend::To;
 use super::node::Node;
 use super::overflow::{self, Reference};
 use super::{BTree, retry};
 use crate::error::{Error, Result};
-use crate::page::PageBuf;
+use crate::page::{PageBuf, PageRead};
 use crate::space::Space;
-use std::ops::Bound;
+use std::ops::{Bound, ControlFlow};
+
+/// Leaves that a scan first reads ahead; twice as many each time, up to what a batch takes.
+const AHEAD_MIN: usize = 2;
 
 /// The keys that a scan has not returned yet lie between these.
 #[derive(Clone, Debug)]
@@ -54,6 +57,10 @@ struct End {
     leaves_read: u64,
     /// Leaves that were read ahead and not come to yet.
     ahead: usize,
+    /// Leaves that were read ahead at once.
+    batch: usize,
+    /// Memory for the next copy.
+    spare: Option<Box<PageBuf>>,
 }
 
 /// A scan over a tree, from both ends if wanted.
@@ -123,6 +130,42 @@ impl Cursor {
             }
         }
         Ok(None)
+    }
+
+    /// Calls `visit` with the entries that are left, until it says to stop.
+    pub(crate) fn for_each(
+        mut self,
+        space: &Space,
+        mut visit: impl FnMut(&[u8], &[u8]) -> ControlFlow<()>,
+    ) -> Result<()> {
+        let mut key = Vec::new();
+        loop {
+            let LeafCopy { image, at } = self.load_front(space)?;
+            let node = Node(&*image);
+            node.read_prefix(&mut key);
+            for index in at..node.count() {
+                key.truncate(node.prefix_len());
+                node.append_rest(index, &mut key);
+                if !self.span.reaches(&key) {
+                    return Ok(());
+                }
+                let flow = match node.is_overflow(index) {
+                    false => visit(&key, node.value_bytes(index)),
+                    true => match self.value(space, node, index, &key)? {
+                        Some(value) => visit(&key, &value),
+                        None => ControlFlow::Continue(()),
+                    },
+                };
+                if flow.is_break() {
+                    return Ok(());
+                }
+            }
+            match node.upper().filter(|fence| self.span.reaches(fence)) {
+                None => return Ok(()),
+                Some(fence) => self.span.lower = Bound::Included(fence),
+            }
+            self.front.spare = Some(image);
+        }
     }
 
     /// The last entry that is left.
@@ -248,17 +291,23 @@ fn read_leaf(
     to: To<'_>,
     backward: bool,
 ) -> Result<Box<PageBuf>> {
-    let (image, ahead) = retry(&space.pool, || {
+    let spare = end.spare.take();
+    let mut image = spare.unwrap_or_else(|| Box::new(PageBuf::zeroed()));
+    let wanted = match end.leaves_read > 0 && end.ahead == 0 {
+        true => (end.batch * 2).max(AHEAD_MIN),
+        false => 0,
+    };
+    let ahead = retry(&space.pool, || {
         let place = tree.descend(space, &to)?;
-        let image = Box::new(copy(place.node)?);
-        let wanted = end.leaves_read > 0 && end.ahead == 0;
-        Ok((image, wanted.then(|| BTree::ahead(&place, backward))))
+        place.node.read(|view| view.copy_to(&mut image))?;
+        Ok(BTree::ahead(&place, backward, wanted))
     })?;
     end.leaves_read += 1;
     end.ahead = end.ahead.saturating_sub(1);
-    if let Some(pages) = ahead {
-        space.pool.prefetch(&pages);
-        end.ahead = pages.len();
+    if wanted > 0 {
+        space.pool.prefetch(&ahead);
+        end.ahead = ahead.len();
+        end.batch = ahead.len();
     }
     Ok(image)
 }

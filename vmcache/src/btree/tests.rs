@@ -7,7 +7,7 @@ use crate::storage::MemoryStorage;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::collections::{BTreeMap, HashSet};
-use std::ops::Bound;
+use std::ops::{Bound, ControlFlow};
 use std::sync::Arc;
 
 type Model = BTreeMap<Vec<u8>, Vec<u8>>;
@@ -71,6 +71,20 @@ fn all(space: &Space, tree: BTree, span: Span, backward: bool) -> Vec<(Vec<u8>, 
     std::iter::from_fn(|| step(&mut cursor).unwrap()).collect()
 }
 
+/// The first `count` entries, one at least, as a visitor sees them.
+fn visited(space: &Space, tree: BTree, span: Span, count: usize) -> Vec<(Vec<u8>, Vec<u8>)> {
+    let mut seen = Vec::new();
+    let visit = |key: &[u8], value: &[u8]| {
+        seen.push((key.to_vec(), value.to_vec()));
+        match seen.len() < count {
+            true => ControlFlow::Continue(()),
+            false => ControlFlow::Break(()),
+        }
+    };
+    Cursor::new(tree, span).for_each(space, visit).unwrap();
+    seen
+}
+
 fn compare_scans(space: &Space, tree: BTree, model: &Model, rng: &mut StdRng, range: u32) {
     let (a, b) = (random_key(rng, range), random_key(rng, range));
     let (low, high) = if a < b { (a, b) } else { (b, a) };
@@ -93,6 +107,9 @@ fn compare_scans(space: &Space, tree: BTree, model: &Model, rng: &mut StdRng, ra
             .map(|(key, value)| (key.clone(), value.clone()))
             .collect();
         assert_eq!(all(space, tree, span.clone(), false), expected);
+        assert_eq!(visited(space, tree, span.clone(), usize::MAX), expected);
+        let some = expected.len().div_ceil(3);
+        assert_eq!(visited(space, tree, span.clone(), some), expected[..some]);
         let mut backward = all(space, tree, span, true);
         backward.reverse();
         assert_eq!(backward, expected);

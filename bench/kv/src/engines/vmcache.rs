@@ -3,6 +3,7 @@
 use super::{Engine, Mode, Options};
 use ::vmcache::{IndexOptions, Kv};
 use kv_workload::{Problem, Records, Store};
+use std::ops::ControlFlow;
 use std::path::Path;
 
 pub(super) struct Vmcache {
@@ -43,10 +44,15 @@ impl Store for Vmcache {
         count: usize,
         visit: &mut dyn FnMut(&[u8], &[u8]),
     ) -> Result<(), Problem> {
-        for entry in self.kv.scan(from..).take(count) {
-            let (key, value) = entry?;
-            visit(&key, &value);
-        }
+        let mut left = count;
+        self.kv.for_each(from.., |key, value| {
+            visit(key, value);
+            left -= 1;
+            match left {
+                0 => ControlFlow::Break(()),
+                _ => ControlFlow::Continue(()),
+            }
+        })?;
         Ok(())
     }
 

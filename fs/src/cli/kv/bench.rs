@@ -1,5 +1,6 @@
 //! `warren kv bench`: a YCSB load on a store of its own.
 
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -121,10 +122,15 @@ impl Store for Loaded {
         count: usize,
         visit: &mut dyn FnMut(&[u8], &[u8]),
     ) -> Result<(), Problem> {
-        for entry in self.kv.scan(from..).take(count) {
-            let (key, value) = entry?;
-            visit(&key, &value);
-        }
+        let mut left = count;
+        self.kv.for_each(from.., |key, value| {
+            visit(key, value);
+            left -= 1;
+            match left {
+                0 => ControlFlow::Break(()),
+                _ => ControlFlow::Continue(()),
+            }
+        })?;
         Ok(())
     }
 
