@@ -53,9 +53,13 @@ fn devices(data: &[u8]) -> Vec<(Arc<Device>, Arc<Snapshot>)> {
     both_engines().into_iter().map(device).collect()
 }
 
-fn request(file: &Arc<Snapshot>) -> Request {
+/// Time for kernels that may never end, and for those that do, at any load.
+const HOSTILE: Duration = Duration::from_millis(20);
+const HEALTHY: Duration = Duration::from_secs(20);
+
+fn request(file: &Arc<Snapshot>, time: Duration) -> Request {
     let mut request = read(file, 0, file.size);
-    request.limits.time = Duration::from_millis(20);
+    request.limits.time = time;
     request.limits.output = 1 << 20;
     request.limits.heap = 1 << 20;
     request
@@ -63,10 +67,15 @@ fn request(file: &Arc<Snapshot>) -> Request {
 
 /// Runs an object, if it is accepted; the device itself must not fail. What the kernel did is
 /// none for one that was refused or ran out of time.
-fn run(device: &Device, file: &Arc<Snapshot>, object: &[u8]) -> Option<(u64, Vec<u8>)> {
+fn run(
+    device: &Device,
+    file: &Arc<Snapshot>,
+    object: &[u8],
+    time: Duration,
+) -> Option<(u64, Vec<u8>)> {
     let program = device.load(object).ok()?;
     let activation = device.activate(&program);
-    match device.execute(&activation, request(file)) {
+    match device.execute(&activation, request(file, time)) {
         Ok(finished) => Some((finished.value, finished.output)),
         Err((Failure::Internal(reason), _)) => panic!("the device failed: {reason}"),
         Err(_) => None,
@@ -82,15 +91,15 @@ fn mutated_objects_are_refused_or_run_and_harm_nobody() {
     let devices = devices(&data);
     let healthy: Vec<_> = originals
         .iter()
-        .map(|object| run(&devices[0].0, &devices[0].1, object).expect("runs"))
+        .map(|object| run(&devices[0].0, &devices[0].1, object, HEALTHY).expect("runs"))
         .collect();
     for case in 0..cases(1500) {
         let which = case as usize % originals.len();
         let object = fuzzer.mutate(&originals[which]);
         for (device, file) in &devices {
-            run(device, file, &object);
+            run(device, file, &object, HOSTILE);
             if case % 50 == 0 {
-                let after = run(device, file, &originals[which]);
+                let after = run(device, file, &originals[which], HEALTHY);
                 assert_eq!(
                     after.as_ref(),
                     Some(&healthy[which]),

@@ -7,8 +7,8 @@ use csd_vm::program::fuzz;
 use crate::cases::Kind;
 
 /// Cases as in CI.
-const STREAMS: u64 = 4000;
-const OBJECTS: u64 = 2500;
+const STREAMS: u64 = 10_000;
+const OBJECTS: u64 = 6000;
 
 /// Options that `cargo test` may pass on, which mean nothing here, and those of them with a value.
 const OF_LIBTEST: [&str; 9] = [

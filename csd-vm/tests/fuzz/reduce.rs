@@ -126,17 +126,16 @@ fn nearer_to(original: &[u8], object: &[u8], fails: &mut impl FnMut(&[u8]) -> bo
     object
 }
 
-/// The instructions of an object, or why it has none.
+/// The instructions of an object that do something, or why it has none.
 fn listing(object: &[u8]) -> String {
     match Program::link(object, &LinkLimits::default()) {
         Ok(program) => {
-            let line = |(at, slot): (usize, u64)| {
-                let insn = Insn::decode(slot);
-                let mark = if slot == NOTHING { "." } else { "" };
-                format!("{at:5}  {slot:016x}  {mark}{insn:?}\n")
-            };
-            let slots = program.instructions(0x1_0000).into_iter();
-            slots.enumerate().map(line).collect()
+            let slots = program.instructions(0x1_0000).into_iter().enumerate();
+            let line = |(at, slot)| format!("{at:5}  {slot:016x}  {:?}\n", Insn::decode(slot));
+            slots
+                .filter(|(_, slot)| *slot != NOTHING)
+                .map(line)
+                .collect()
         }
         Err(reason) => format!("refused: {reason}\n"),
     }
