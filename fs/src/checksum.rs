@@ -75,7 +75,7 @@ mod tests {
 
     #[test]
     fn both_ways_agree_on_every_length_and_cut() {
-        let data: Vec<u8> = (0..700_u32).map(|i| (i * i >> 3) as u8).collect();
+        let data: Vec<u8> = (0..700_u32).map(|i| ((i * i) >> 3) as u8).collect();
         for len in 0..data.len() {
             let (head, tail) = data[..len].split_at(len / 3);
             let whole = crc32c::crc32c_append(0, &data[..len]);
