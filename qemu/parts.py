@@ -127,6 +127,9 @@ def tools(packages, suite=""):
     home.parent.mkdir(parents=True, exist_ok=True)
     if any(depends(package, suite) is None for package in packages):
         update_lists(suite)
+    for package in packages:
+        if depends(package, suite) is None:
+            raise Unavailable(f"Debian {suite} has no package {package}")
     with tempfile.TemporaryDirectory(dir=CACHE) as directory:
         work, tree = pathlib.Path(directory), pathlib.Path(directory, "tree")
         (tree / "bin").mkdir(parents=True)
