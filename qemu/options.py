@@ -24,6 +24,7 @@ def add(parser):
     machine.add_argument("--mdts", type=int, default=7, metavar="N", help="largest transfer: 4 KiB << N [7]")
     machine.add_argument("--zasl", type=int, default=0, metavar="N", help="largest append: 4 KiB << N [as transfers]")
     machine.add_argument("--module", action="append", default=[], metavar="NAME", help="one more kernel module")
+    machine.add_argument("--iommu", action="store_true", help="an IOMMU, for drivers in user space")
     machine.add_argument("--file", action="append", default=[], metavar="GUEST=HERE",
                          help="one more file in the guest; programs are stripped")
     machine.add_argument("--share", type=pathlib.Path, metavar="DIR", help="a directory both sides write: /share")
@@ -47,4 +48,4 @@ def machine(arguments):
     return guest.Machine(
         namespaces=[first, *map(guest.Namespace.parse, arguments.namespace)], files=files,
         modules=tuple(arguments.module), memory=arguments.memory, mdts=arguments.mdts, zasl=arguments.zasl,
-        share=arguments.share, host_root=arguments.host_root, log=arguments.log)
+        share=arguments.share, host_root=arguments.host_root, iommu=arguments.iommu, log=arguments.log)
