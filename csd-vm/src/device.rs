@@ -326,12 +326,16 @@ impl Device {
     ) {
         let task = activation.task(request, Some(cancellation.clone()), done);
         self.queue.submit(activation.lane(), task);
+        if cancellation.is_asked() {
+            // Who asked may have looked before it was there.
+            self.queue.weed(activation.lane());
+        }
     }
 
     /// Calls off what was submitted to `activation` with any of `cancellations`: it ends with
     /// [`Failure::Cancelled`], unless it has ended or ends by itself. What waits does so now, and
     /// `done` is called on this thread; what runs does so as soon as it can be interrupted; what is
-    /// submitted later, when its turn comes.
+    /// submitted later, at once.
     pub fn cancel<'a>(
         &self,
         activation: &Activation,

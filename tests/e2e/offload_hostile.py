@@ -2,6 +2,7 @@
 of kernels that nobody waits for any more."""
 
 import contextlib
+import ctypes
 import errno
 import mmap
 import os
@@ -10,6 +11,7 @@ import resource
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import threading
 import time
@@ -187,6 +189,66 @@ def who_is_killed_ends_whatever_kernel_it_waits_for(bench):
     for sent in [signal.SIGTERM, signal.SIGQUIT, signal.SIGUSR1]:
         ends_soon(bench, reads_through_a_loop, sent)
     assert path.read_bytes() == before
+
+
+class Asynchronous:
+    """Reads by io_submit(2), which the system calls of x86-64 are known of."""
+
+    SETUP, GETEVENTS, SUBMIT = 206, 208, 209
+
+    def __init__(self):
+        if os.uname().machine != "x86_64":
+            raise Skip("the numbers of the calls are known for x86-64 alone")
+        self.system = ctypes.CDLL(None, use_errno=True)
+        self.context = ctypes.c_ulong()
+        self.call(self.SETUP, 8, ctypes.byref(self.context))
+
+    def call(self, number, *arguments):
+        done = self.system.syscall(ctypes.c_long(number), *arguments)
+        if done < 0:
+            raise OSError(ctypes.get_errno(), "asynchronous I/O")
+        return done
+
+    def read(self, fd, page):
+        at = ctypes.addressof(ctypes.c_char.from_buffer(page))
+        block = struct.pack("<QIIHhIQQqQII", 0, 0, 0, 0, 0, fd, at, len(page), 0, 0, 0, 0)
+        self.block = ctypes.create_string_buffer(block)
+        blocks = (ctypes.c_void_p * 1)(ctypes.addressof(self.block))
+        assert self.call(self.SUBMIT, self.context, ctypes.c_long(1), blocks) == 1
+
+    def result(self):
+        event = (ctypes.c_int64 * 4)()
+        assert self.call(self.GETEVENTS, self.context, ctypes.c_long(1), ctypes.c_long(1), event, None) == 1
+        return event[2]
+
+
+@case
+def asynchronous_reads_end_with_their_process_and_not_with_their_thread(bench):
+    loops, path = kernel(bench.dir, LOOPS), bench.dir / "f"
+    path.write_bytes(bytes(4096))
+
+    def submits_and_waits():
+        attach(path, loops, FOREVER)
+        asynchronous = Asynchronous()
+        asynchronous.read(os.open(path, os.O_RDONLY | os.O_DIRECT), mmap.mmap(-1, 4096))
+        asynchronous.result()
+
+    def submits_and_sleeps():
+        attach(path, loops, FOREVER)
+        Asynchronous().read(os.open(path, os.O_RDONLY | os.O_DIRECT), mmap.mmap(-1, 4096))
+        time.sleep(60)
+
+    ends_soon(bench, submits_and_waits)
+    ends_soon(bench, submits_and_sleeps)
+    # The thread that has submitted it is gone long before the kernel has run out of time.
+    asynchronous, page = Asynchronous(), mmap.mmap(-1, 4096)
+    with attached(path, loops, ";timeout_ms=600"), opened(path, os.O_RDONLY | os.O_DIRECT) as fd:
+        thread = threading.Thread(target=lambda: asynchronous.read(fd, page))
+        thread.start()
+        thread.join()
+        assert requests_now(bench.image.dir) == 1
+        got = asynchronous.result()
+        assert got == -errno.ETIME, (got, bench.image.log.read_text()[-500:])
 
 
 @case

@@ -88,6 +88,8 @@ fn what_waits_ends_though_every_worker_is_busy_and_the_rest_goes_on_waiting() {
     assert!(begun.elapsed() < SOON);
     assert!(runs.try_recv().is_err() && others.try_recv().is_err());
     assert_eq!(bench.device.counters().queued_now, 1);
+    let late = submit(&bench, slow(&bench), &waiting);
+    assert_eq!(late.recv(), Ok(Err(Failure::Cancelled)));
     bench.device.cancel(&bench.activation, [&running]);
     assert_eq!(runs.recv(), Ok(Err(Failure::Cancelled)));
     assert!(matches!(others.recv(), Ok(Err(Failure::TimedOut(_)))));

@@ -26,6 +26,15 @@ const HARMLESS: u64 = bit(libc::SIGCHLD)
     | bit(libc::SIGTTIN)
     | bit(libc::SIGTTOU);
 
+/// Who waits for an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Waiter {
+    pub(super) thread: u32,
+    /// The process that it belongs to, as far as is known before anybody has looked: that which
+    /// opened the handle.
+    pub(super) process: Option<ProcessId>,
+}
+
 /// Signals of a thread, as sets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Signals {
@@ -47,7 +56,7 @@ impl Signals {
 }
 
 /// Whether nobody will hear of an answer to `thread` since it is being killed. `process` is what
-/// it belonged to when it was seen last, and is updated. Threads of another PID namespace have no
+/// it belonged to when it was seen last, or presumably, and is updated. Threads of another PID namespace have no
 /// number here: nothing is known of them.
 pub(super) fn is_dying(thread: u32, process: &mut Option<ProcessId>) -> bool {
     if thread == 0 {
@@ -59,11 +68,12 @@ pub(super) fn is_dying(thread: u32, process: &mut Option<ProcessId>) -> bool {
     if status.signals.are_fatal() {
         return true;
     }
-    let known = process.or_else(|| ProcessId::leading(status.thread_group).ok());
-    *process = known;
+    if process.is_none_or(|process| process.pid != status.thread_group) {
+        *process = ProcessId::leading(status.thread_group).ok();
+    }
     // What has no memory is ending, or belongs to the kernel.
     let ending = !status.has_memory && Stat::read(thread).is_none_or(|stat| stat.exiting);
-    ending && !known.is_some_and(lives)
+    ending && !process.is_some_and(lives)
 }
 
 /// Whether a process is there and not about to end.
@@ -168,5 +178,11 @@ mod tests {
         drop(leave);
         thread.join().unwrap();
         assert!(!is_dying(number, &mut process));
+        // Also if nobody has looked at it as long as it was there.
+        assert!(!is_dying(
+            number,
+            &mut ProcessId::of(std::process::id()).ok()
+        ));
+        assert!(is_dying(number, &mut None));
     }
 }

@@ -11,6 +11,7 @@ use std::sync::atomic::Ordering;
 use csd_vm::request::{Completion, Failure, FileIdentity, Limits, Operation, Request};
 
 use super::Offload;
+use super::dying::Waiter;
 use super::flights::{CALLED_OFF, Waits};
 use super::limits::{
     APPENDED_BYTES, BLOCKS_READ_MIN, HEAP_BYTES, OUTPUT_BYTES, PASSES, QUEUE_DEPTH, Resource,
@@ -29,14 +30,14 @@ pub type WriteReply = Box<dyn FnOnce(std::result::Result<(), i32>) + Send>;
 /// A read that kernels have a part in.
 pub struct ReadJob {
     handle: Arc<Handle>,
-    thread: u32,
+    waiter: Waiter,
     stream: Option<Arc<Registration>>,
     event: Option<Arc<Registration>>,
 }
 
 /// A write that kernels have a part in.
 pub struct WriteJob {
-    thread: u32,
+    waiter: Waiter,
     stream: Option<Arc<Registration>>,
     event: Option<Arc<Registration>>,
 }
@@ -69,8 +70,8 @@ impl Offload {
         let operations = [Operation::ReadStream, Operation::ReadEvent];
         let [stream, event] = handle.registrations(operations, who);
         (stream.is_some() || event.is_some()).then_some(ReadJob {
+            waiter: handle.waiter(who),
             handle,
-            thread: who.thread,
             stream,
             event,
         })
@@ -86,7 +87,7 @@ impl Offload {
         let operations = [Operation::WriteStream, Operation::WriteEvent];
         let [stream, event] = handle.registrations(operations, who);
         (stream.is_some() || event.is_some()).then_some(WriteJob {
-            thread: who.thread,
+            waiter: handle.waiter(who),
             stream,
             event,
         })
@@ -102,7 +103,7 @@ impl Offload {
         reply: ReadReply,
     ) {
         let read = Waiting {
-            thread: job.thread,
+            waiter: job.waiter,
             offset,
             size,
             reply,
@@ -144,7 +145,7 @@ impl Offload {
         }
         let size = left.min(read.size as u64);
         let request = self.request(stream, read.offset, size, Vec::new());
-        let (offload, waits) = (Arc::clone(self), Waits::Thread(read.thread));
+        let (offload, waits) = (Arc::clone(self), Waits::Thread(read.waiter));
         self.run(stream, waits, request, move |outcome| {
             match (outcome, event) {
                 (Ok(completion), None) => (read.reply)(Ok(first(completion.output, read.size))),
@@ -178,7 +179,7 @@ impl Offload {
             return (read.reply)(Ok(&[]));
         }
         let request = self.request(event, read.offset, data.len() as u64, data.clone());
-        let waits = Waits::Thread(read.thread);
+        let waits = Waits::Thread(read.waiter);
         self.run(event, waits, request, move |outcome| match outcome {
             Ok(completion) => {
                 let mut data = data;
@@ -192,7 +193,7 @@ impl Offload {
 
     /// Carries out a write. `reply` is called once, on any thread.
     pub fn write(self: &Arc<Offload>, job: WriteJob, write: WriteRequest, reply: WriteReply) {
-        let (event, thread) = (job.event, job.thread);
+        let (event, waiter) = (job.event, job.waiter);
         let Some(stream) = job.stream else {
             let now = Some(Time::now());
             let (ino, offset) = (write.ino, write.offset);
@@ -200,14 +201,14 @@ impl Offload {
                 .volume
                 .write(ino, offset, &write.data, write.kill_privileges, now);
             return match written {
-                Ok(()) => self.written(event, thread, write, reply),
+                Ok(()) => self.written(event, waiter, write, reply),
                 Err(error) => reply(Err(error.errno())),
             };
         };
         let size = write.data.len() as u64;
         let request = self.request(&stream, write.offset, size, write.data);
         let offload = Arc::clone(self);
-        let waits = Waits::Thread(thread);
+        let waits = Waits::Thread(waiter);
         self.run(&stream, waits, request, move |outcome| match outcome {
             Ok(completion) => {
                 let write = WriteRequest {
@@ -215,7 +216,7 @@ impl Offload {
                     ..write
                 };
                 match offload.replace(&write, size, completion.appended) {
-                    Ok(()) => offload.written(event, thread, write, reply),
+                    Ok(()) => offload.written(event, waiter, write, reply),
                     Err(error) => reply(Err(error.errno())),
                 }
             }
@@ -247,7 +248,7 @@ impl Offload {
     fn written(
         self: &Arc<Offload>,
         event: Option<Arc<Registration>>,
-        thread: u32,
+        waiter: Waiter,
         write: WriteRequest,
         reply: WriteReply,
     ) {
@@ -261,7 +262,7 @@ impl Offload {
             ..write
         };
         let offload = Arc::clone(self);
-        let waits = Waits::Thread(thread);
+        let waits = Waits::Thread(waiter);
         self.run(&event, waits, request, move |outcome| match outcome {
             Ok(completion) => {
                 let added = match completion.appended {

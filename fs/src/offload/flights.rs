@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use csd_vm::{Cancellation, Device};
 use parking_lot::Mutex;
 
-use super::dying::is_dying;
+use super::dying::{Waiter, is_dying};
 use super::process::ProcessId;
 use super::registry::{Handle, Registration};
 use super::view::Run;
@@ -30,7 +30,7 @@ pub(super) const CALLED_OFF: i32 = libc::EIO;
 /// Who waits for an execution.
 pub(super) enum Waits {
     /// A thread.
-    Thread(u32),
+    Thread(Waiter),
     /// Those who read a view.
     View(Arc<Handle>, Run),
 }
@@ -73,13 +73,16 @@ impl Flight {
     /// Answers those of its readers who are being killed; tells whether nobody is left.
     fn is_deserted(&self) -> bool {
         let mut processes = self.processes.lock();
-        let mut dying = |thread| is_dying(thread, processes.entry(thread).or_default());
+        let mut dying = |waiter: &Waiter| {
+            let process = processes.entry(waiter.thread).or_insert(waiter.process);
+            is_dying(waiter.thread, process)
+        };
         match &self.waits {
-            Waits::Thread(thread) => dying(*thread),
+            Waits::Thread(waiter) => dying(waiter),
             Waits::View(handle, run) => {
-                let mut threads = handle.views.threads(*run);
-                threads.retain(|thread| dying(*thread));
-                !threads.is_empty() && handle.views.abandon(*run, &threads, CALLED_OFF)
+                let mut gone = handle.views.waiters(*run);
+                gone.retain(dying);
+                !gone.is_empty() && handle.views.abandon(*run, &gone, CALLED_OFF)
             }
         }
     }

@@ -28,6 +28,7 @@ use csd_vm::Activation;
 use csd_vm::request::{Operation, SnapshotMap};
 use parking_lot::{Mutex, MutexGuard, RwLock};
 
+use super::dying::Waiter;
 use super::limits::{Account, Share};
 use super::process::{Descent, Opener, ProcessId};
 use super::rights::Rights;
@@ -208,6 +209,14 @@ impl Handle {
         found.map(|registration| {
             registration.filter(|r| rights.as_ref().is_some_and(|rights| r.rights.reach(rights)))
         })
+    }
+
+    /// Whoever made a request and waits for its answer.
+    pub(super) fn waiter(&self, who: Requester) -> Waiter {
+        Waiter {
+            thread: who.thread,
+            process: self.opener.as_ref().map(|opener| opener.process),
+        }
     }
 
     fn bind(&self, found: Vec<Bound>) {

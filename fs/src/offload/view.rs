@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
+use super::dying::Waiter;
 use super::limits::Share;
 
 /// Answers a read with its bytes, or with an errno.
@@ -34,8 +35,7 @@ pub(super) struct Unanswered {
 pub(super) struct Waiting {
     pub(super) offset: u64,
     pub(super) size: usize,
-    /// Who waits for it.
-    pub(super) thread: u32,
+    pub(super) waiter: Waiter,
     pub(super) reply: ReadReply,
 }
 
@@ -131,25 +131,25 @@ impl Views {
         }
     }
 
-    /// The threads that wait for a run.
-    pub(super) fn threads(&self, run: Run) -> Vec<u32> {
+    /// Who waits for a run.
+    pub(super) fn waiters(&self, run: Run) -> Vec<Waiter> {
         let mut views = self.views.lock();
         let waiting = Views::waiting(&mut views, run);
         waiting.map_or_else(Vec::new, |waiting| {
-            waiting.iter().map(|read| read.thread).collect()
+            waiting.iter().map(|read| read.waiter).collect()
         })
     }
 
-    /// Answers the reads of these threads with an errno. Tells whether nobody waits for the run
+    /// Answers the reads of those who are gone with an errno. Tells whether nobody waits for the run
     /// any more: it is over then, and the next read starts another.
-    pub(super) fn abandon(&self, run: Run, threads: &[u32], errno: i32) -> bool {
+    pub(super) fn abandon(&self, run: Run, gone: &[Waiter], errno: i32) -> bool {
         let mut views = self.views.lock();
         let Some(waiting) = Views::waiting(&mut views, run) else {
             return true;
         };
         let (left, stay): (Vec<Waiting>, _) = std::mem::take(waiting)
             .into_iter()
-            .partition(|read| threads.contains(&read.thread));
+            .partition(|read| gone.contains(&read.waiter));
         let deserted = stay.is_empty();
         *waiting = stay;
         if deserted {
@@ -176,6 +176,13 @@ mod tests {
 
     type Answer = Receiver<Result<Vec<u8>, i32>>;
 
+    fn waiter(thread: u32) -> Waiter {
+        Waiter {
+            thread,
+            process: None,
+        }
+    }
+
     fn read_by(thread: u32, offset: u64, size: usize) -> (Waiting, Answer) {
         let (sender, receiver) = channel();
         let reply = Box::new(move |answer: Result<&[u8], i32>| {
@@ -184,7 +191,7 @@ mod tests {
         let waiting = Waiting {
             offset,
             size,
-            thread,
+            waiter: waiter(thread),
             reply,
         };
         (waiting, receiver)
@@ -245,10 +252,10 @@ mod tests {
         let (second, second_answer) = read_by(2, 0, 9);
         let run = views.read(7, first).unwrap();
         assert_eq!(views.read(7, second), None);
-        assert_eq!(views.threads(run), [1, 2]);
-        assert!(!views.abandon(run, &[1, 3], libc::EIO));
+        assert_eq!(views.waiters(run), [waiter(1), waiter(2)]);
+        assert!(!views.abandon(run, &[waiter(1), waiter(3)], libc::EIO));
         assert_eq!(first_answer.recv().unwrap(), Err(libc::EIO));
-        assert_eq!(views.threads(run), [2]);
+        assert_eq!(views.waiters(run), [waiter(2)]);
         views.finish(run, Ok(output(&accounts, b"there")));
         assert_eq!(second_answer.recv().unwrap(), Ok(b"there".to_vec()));
     }
@@ -258,13 +265,13 @@ mod tests {
         let (views, accounts) = (Views::default(), Accounts::default());
         let (first, first_answer) = read_by(1, 0, 9);
         let old = views.read(7, first).unwrap();
-        assert!(views.abandon(old, &[1], libc::EIO));
+        assert!(views.abandon(old, &[waiter(1)], libc::EIO));
         assert_eq!(first_answer.recv().unwrap(), Err(libc::EIO));
         let (second, second_answer) = read_by(2, 0, 9);
         let new = views.read(7, second).unwrap();
         // The end of the old one is nobody's.
         views.finish(old, Ok(output(&accounts, b"old")));
-        assert!(second_answer.try_recv().is_err() && views.threads(old).is_empty());
+        assert!(second_answer.try_recv().is_err() && views.waiters(old).is_empty());
         views.finish(new, Ok(output(&accounts, b"new")));
         assert_eq!(second_answer.recv().unwrap(), Ok(b"new".to_vec()));
     }

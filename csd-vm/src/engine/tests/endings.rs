@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use super::super::cage::{Access, PAGE, Region};
-use super::super::settle;
+use super::super::{Group, expire, settle};
 use super::assembler::*;
 use super::*;
 
@@ -246,6 +246,61 @@ fn programs_end_on_threads_that_have_blocked_all_signals() {
         assert_eq!(end, Exit::TimedOut);
     });
     blocked.join().unwrap();
+}
+
+#[test]
+fn a_program_ends_with_either_of_its_groups_and_with_no_other() {
+    for which in 0..2 {
+        let groups = [Group::new(), Group::new()];
+        let (ended, ends) = std::sync::mpsc::channel();
+        let runs = std::thread::spawn(move || {
+            let mut cage = cage();
+            let [endless, _] = endless();
+            let endless = compile(&Compiler, &endless, &cage);
+            let deadline = Deadline::after(Duration::from_secs(60));
+            let deadline = groups.iter().fold(deadline, |d, group| d.in_group(*group));
+            let end = endless.run(&mut cage, [0, 0], &mut NoHelpers, deadline);
+            settle();
+            ended.send(end).unwrap();
+        });
+        for _ in 0..20 {
+            expire(Group::new());
+            assert!(ends.recv_timeout(Duration::from_millis(2)).is_err());
+        }
+        // It may not have begun yet.
+        let end = loop {
+            expire(groups[which]);
+            if let Ok(end) = ends.recv_timeout(Duration::from_millis(100)) {
+                break end;
+            }
+        };
+        assert_eq!(end, Exit::TimedOut);
+        runs.join().unwrap();
+    }
+}
+
+#[test]
+fn a_program_that_was_called_off_does_not_begin() {
+    struct CalledOff;
+    impl Helpers for CalledOff {
+        fn call(&mut self, _: &mut Cage, _: u32, _: [u64; 5]) -> Called {
+            panic!("the program has begun")
+        }
+
+        fn is_called_off(&self) -> bool {
+            true
+        }
+    }
+    for engine in engines() {
+        let mut cage = cage();
+        let code = compile(engine, &[call(1), exit()], &cage);
+        let end = code.run(&mut cage, [0, 0], &mut CalledOff, soon());
+        assert_eq!(end, Exit::TimedOut);
+        // The thread is ready for the next one.
+        let code = compile(engine, &[mov(0, 7), exit()], &cage);
+        let end = code.run(&mut cage, [0, 0], &mut NoHelpers, soon());
+        assert_eq!(end, Exit::Returned(7));
+    }
 }
 
 #[test]
