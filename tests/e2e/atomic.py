@@ -336,9 +336,11 @@ def crashes(bench, flags, victim, seconds):
     image = bench.new_image("1G")
     image.mount()
     path, output = image.dir / "f", bench.scratch() / "told"
-    path.write_bytes(bytes(2000 * BLOCK))
+    with open(path, "wb") as out:
+        out.write(bytes(2000 * BLOCK))
+        out.flush()
+        os.fsync(out.fileno())
     life = Life(2000, seed=random.randrange(1 << 30))
-    os.sync()
     until, turns = time.monotonic() + seconds, 0
     while time.monotonic() < until or turns < 3:
         turns += 1

@@ -86,7 +86,6 @@ def crashes(bench, options, victim, begin, check, seconds):
     image.mount(options)
     output, last = bench.scratch() / "told", 0
     check(image.dir)
-    os.sync()
     until, turns = time.monotonic() + seconds, 0
     while time.monotonic() < until or turns < 3:
         turns += 1

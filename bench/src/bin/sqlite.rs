@@ -104,12 +104,13 @@ fn watch_system_calls(mode: Mode) -> Result<(), Error> {
     unsafe {
         let vfs = ffi::sqlite3_vfs_find(std::ptr::null());
         let set = (*vfs).xSetSystemCall.ok_or("no system calls to set")?;
-        let ioctl: unsafe extern "C" fn() = match mode {
-            Mode::Atomic => std::mem::transmute(counting_ioctl as *const ()),
-            Mode::Journal | Mode::Wal => std::mem::transmute(no_ioctl as *const ()),
+        let ioctl = match mode {
+            Mode::Atomic => counting_ioctl as *const (),
+            Mode::Journal | Mode::Wal => no_ioctl as *const (),
         };
-        let open: unsafe extern "C" fn() = std::mem::transmute(counting_open as *const ());
+        let open = counting_open as *const ();
         for (name, call) in [(c"ioctl", ioctl), (c"open", open)] {
+            let call = std::mem::transmute::<*const (), unsafe extern "C" fn()>(call);
             if set(vfs, name.as_ptr(), Some(call)) != ffi::SQLITE_OK {
                 return Err("a system call of SQLite cannot be replaced".into());
             }

@@ -123,14 +123,15 @@ pub fn mount_volume(
         Some(data.as_str()),
     )
     .map_err(|e| refused(e.into()))?;
-    let connected = connect(volume, offload, fuse.into(), options).and_then(|connected| {
+    // At once: somebody else may unmount it as soon as it is there.
+    let entry = mountinfo::find(mount_point)
+        .and_then(|entry| entry.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound)));
+    let connected = entry.and_then(|entry| {
         let Connected {
             session,
             write_back,
             core,
-        } = connected;
-        let entry = mountinfo::find(mount_point)?;
-        let entry = entry.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+        } = connect(volume, offload, fuse.into(), options)?;
         let DeviceNumber { major, minor } = entry.device;
         // Set only here, once per adapter.
         let _ = core.own_mount.set(OwnMount {
