@@ -310,8 +310,11 @@ fn behind_prefix(prefix: &[u8]) -> Option<Vec<u8>> {
     Some(key)
 }
 
+/// The keys that a scan goes over.
+type Bounds = (Bound<Vec<u8>>, Bound<Vec<u8>>);
+
 impl ScanArgs {
-    fn bounds(&self) -> Result<(Bound<Vec<u8>>, Bound<Vec<u8>>), Failure> {
+    fn bounds(&self) -> Result<Bounds, Failure> {
         let own = |name: &str, key: &Option<OsString>| {
             key.as_ref().map(|key| bytes(name, key)).transpose()
         };
