@@ -64,7 +64,7 @@ def sorted_input_is_bulk_loaded(bench):
 def a_second_process_is_kept_out(bench):
     file = bench.dir / "index"
     kv("set", file, "a", "1")
-    loading = subprocess.Popen([WARREN, "kv", "load", str(file)], stdin=subprocess.PIPE)
+    loading = subprocess.Popen([WARREN, "kv", "load", str(file)], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
     try:
         until = time.monotonic() + 20
         while time.monotonic() < until:

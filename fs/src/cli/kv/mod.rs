@@ -310,7 +310,7 @@ fn behind_prefix(prefix: &[u8]) -> Option<Vec<u8>> {
     Some(key)
 }
 
-/// Where keys of a scan begin and end.
+/// The keys that a scan goes over.
 type Bounds = (Bound<Vec<u8>>, Bound<Vec<u8>>);
 
 impl ScanArgs {
