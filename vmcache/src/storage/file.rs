@@ -92,14 +92,22 @@ impl FileStorage {
         }
     }
 
-    /// Whether the filesystem has atomic writes for this file. Through the page cache they would show to
-    /// others early.
+    /// Whether the filesystem has atomic writes for this handle: F2FS has them, but not past its page
+    /// cache, where they would show to others early.
     #[must_use]
     pub fn has_atomic_writes(&self) -> bool {
         let mut features = 0;
-        self.direct
-            && self.ioctl(GET_FEATURES, Some(&mut features)).is_ok()
-            && features & FEATURE_ATOMIC_WRITE != 0
+        if !self.direct
+            || self.ioctl(GET_FEATURES, Some(&mut features)).is_err()
+            || features & FEATURE_ATOMIC_WRITE == 0
+        {
+            return false;
+        }
+        match self.start() {
+            Ok(()) => self.abort().is_ok(),
+            // It has, and somebody else is in the way for now.
+            Err(error) => error.kind() == io::ErrorKind::ResourceBusy,
+        }
     }
 
     fn ioctl(&self, request: u32, answer: Option<&mut u32>) -> io::Result<()> {
