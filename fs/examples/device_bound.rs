@@ -302,7 +302,7 @@ fn main() -> std::result::Result<(), Error> {
          | part of the device, % | MiB/s | MiB/s if resets cost no time | written to the device per byte | read per byte | resets | time in resets |\n\
          |--:|--:|--:|--:|--:|--:|--:|"
     );
-    for percent in [50, 70, 85] {
+    for percent in [50, 70, 80] {
         sustained(zone_mib, percent)?;
     }
     Ok(())
