@@ -24,6 +24,24 @@ const ATTEMPTS: usize = 4;
 /// Moved runs mapped in one transaction.
 const MOVES_PER_TRANSACTION: usize = 64;
 
+/// Blocks between live ones up to which they are read along: that takes less time than another
+/// request.
+const GAP_MAX: u64 = 32;
+
+/// A run of file blocks that the catalog still maps to where it was written.
+struct Piece {
+    ino: Ino,
+    first: u64,
+    crcs: Vec<u32>,
+    lba: Lba,
+}
+
+impl Piece {
+    fn end(&self) -> Lba {
+        self.lba.plus(self.crcs.len() as u64)
+    }
+}
+
 /// A run of file blocks that was copied.
 struct Move {
     ino: Ino,
@@ -213,12 +231,11 @@ impl Store {
 
     fn move_chunk(&self, chunk: &FoundChunk, relocation: &mut Relocation<'_>) -> Result<()> {
         let mut lba = chunk.payload_lba();
+        let mut live = Vec::new();
         for run in &chunk.body.payload {
             match *run {
                 Payload::Data { ino, first, count } => {
-                    for (piece, crcs, at) in self.live_pieces(ino, first, u64::from(count), lba)? {
-                        relocation.copy(ino, piece, &crcs, at)?;
-                    }
+                    self.live_pieces(ino, first, u64::from(count), lba, &mut live)?;
                 }
                 Payload::Node { level, first_key } => {
                     let key = first_key.key()?;
@@ -237,19 +254,18 @@ impl Store {
             }
             lba = lba.plus(run.blocks());
         }
-        Ok(())
+        relocation.copy_all(&live)
     }
 
-    /// The parts of a run at `lba` that the catalog still maps there: first block, checksums,
-    /// address.
+    /// Adds the parts of a run at `lba` that the catalog still maps there, by address.
     fn live_pieces(
         &self,
         ino: Ino,
         first: u64,
         count: u64,
         lba: Lba,
-    ) -> Result<Vec<(u64, Vec<u32>, Lba)>> {
-        let mut pieces = Vec::new();
+        pieces: &mut Vec<Piece>,
+    ) -> Result<()> {
         let view = self.view();
         let end = first.saturating_add(count);
         for_each_extent(&view, ino, first, end, &mut |extent| {
@@ -257,22 +273,64 @@ impl Store {
             if let Backing::Mapped { lba: mapped, crcs } = backing
                 && mapped == lba.plus(start - first)
             {
-                pieces.push((start, crcs, mapped));
+                pieces.push(Piece {
+                    ino,
+                    first: start,
+                    crcs,
+                    lba: mapped,
+                });
             }
             ControlFlow::Continue(())
-        })?;
-        Ok(pieces)
+        })
     }
 }
 
 impl Relocation<'_> {
+    /// Copies the pieces of a chunk, which are in the order of their addresses.
+    fn copy_all(&mut self, pieces: &[Piece]) -> Result<()> {
+        let near = |a: &Piece, b: &Piece| {
+            let gap = b.lba.0.checked_sub(a.end().0);
+            gap.is_some_and(|gap| gap <= GAP_MAX)
+        };
+        pieces
+            .chunk_by(near)
+            .try_for_each(|span| self.copy_span(span))
+    }
+
+    /// Copies pieces with one read of all that lies between the first and the last.
+    fn copy_span(&mut self, pieces: &[Piece]) -> Result<()> {
+        let (Some(first), Some(last)) = (pieces.first(), pieces.last()) else {
+            return Ok(());
+        };
+        let len = (last.end().0 - first.lba.0) as usize * BLOCK_SIZE;
+        let mut buffer = self.store.device.buffer(len);
+        let data = &mut buffer[..len];
+        match self.store.device.read(first.lba, data) {
+            // What cannot be read may lie between the pieces: each for itself.
+            Err(_) if pieces.len() > 1 => {
+                return pieces
+                    .iter()
+                    .try_for_each(|piece| self.copy_span(std::slice::from_ref(piece)));
+            }
+            outcome => outcome?,
+        }
+        for piece in pieces {
+            let at = (piece.lba.0 - first.lba.0) as usize * BLOCK_SIZE;
+            self.copy(piece, &data[at..at + piece.crcs.len() * BLOCK_SIZE])?;
+        }
+        Ok(())
+    }
+
     /// Copies blocks, with the checksums the catalog has for them: a block that went bad stays
     /// recognisable as such.
-    fn copy(&mut self, ino: Ino, first: u64, crcs: &[u32], from: Lba) -> Result<()> {
+    fn copy(&mut self, piece: &Piece, data: &[u8]) -> Result<()> {
         let store = self.store;
-        let mut buffer = store.device.buffer(crcs.len() * BLOCK_SIZE);
-        let data = &mut buffer[..crcs.len() * BLOCK_SIZE];
-        store.device.read(from, data)?;
+        let Piece {
+            ino,
+            first,
+            ref crcs,
+            lba: from,
+        } = *piece;
         let found: Vec<u32> = data
             .chunks_exact(BLOCK_SIZE)
             .map(checksum::crc32c)
