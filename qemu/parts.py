@@ -108,13 +108,15 @@ def download(package, directory, suite):
 
 
 def download_kernel(directory):
-    """The package with the kernel behind a metapackage such as linux-image-amd64; another is itself."""
+    """The packages with the kernel behind a metapackage such as linux-image-amd64; another is itself. Newer ones
+    have the image and the modules in packages of their own."""
     needed = depends(KERNEL, SUITE)
     if needed is None:
         raise Unavailable(f"apt knows no package {KERNEL} {SUITE}")
     package = next((name for name in needed if name.startswith("linux-image-")), KERNEL)
     print(f"qemu: downloading {package}", file=sys.stderr, flush=True)
-    return download(package, directory, SUITE)
+    apart = [name for name in depends(package, SUITE) or [] if name.startswith(("linux-binary-", "linux-modules-"))]
+    return [download(name, directory, SUITE) for name in (package, *apart)]
 
 
 def tools(packages, suite=""):
@@ -163,15 +165,19 @@ def kernel():
     with tempfile.TemporaryDirectory(dir=CACHE) as directory:
         work = pathlib.Path(directory)
         try:
-            package = download_kernel(work)
+            packages = download_kernel(work)
         except Unavailable:
             # What apt knows may be older than what there is.
             update_lists(SUITE)
-            package = download_kernel(work)
+            packages = download_kernel(work)
         tree = work / "tree"
-        subprocess.run(["dpkg-deb", "-x", package, tree], check=True)
-        image = next((tree / "boot").glob("vmlinuz-*"))
-        version = image.name.removeprefix("vmlinuz-")
+        for package in packages:
+            subprocess.run(["dpkg-deb", "-x", package, tree], check=True)
+        images = [*tree.glob("boot/vmlinuz-*"), *tree.glob("usr/lib/modules/*/vmlinuz")]
+        if not images:
+            raise Unavailable(f"there is no kernel in {', '.join(package.name for package in packages)}")
+        image = images[0]
+        version = image.parent.name if image.name == "vmlinuz" else image.name.removeprefix("vmlinuz-")
         # Newer packages have /usr/lib/modules, older ones /lib/modules.
         if not (tree / "lib/modules").exists():
             (tree / "lib").mkdir(exist_ok=True)

@@ -59,7 +59,7 @@ def chart(panels, unit, styles):
     return "\n".join(out + ["</svg>", ""])
 
 
-BAR_WIDTH, BAR_HEIGHT, BARS_TO_A_ROW = 230, 190, 4
+BAR_WIDTH, BAR_HEIGHT, BARS_TO_A_ROW = 310, 190, 3
 
 
 def bar_panel(left, top, title, values, colours):
