@@ -3,19 +3,19 @@
 //! A cursor works on a validated copy of one leaf at a time, and finds the next one by the copy's fence,
 //! from the root. So it holds no latch and no page between steps, and whatever happens to the tree
 //! meanwhile it returns keys in order, each at most once, every key that was there all along, and with
-//! each key a value that it had while the cursor was on its leaf. From the second leaf on it reads the
-//! following ones ahead, in batches that grow, since most scans are short.
+//! each key a value that it had while the cursor was on its leaf. When it comes to the second leaf it
+//! reads that together with the following one, and so on in batches that grow, since most scans are short.
 
 use super::descend::To;
 use super::node::Node;
 use super::overflow::{self, Reference};
 use super::{BTree, retry};
 use crate::error::{Error, Result};
-use crate::page::{PageBuf, PageRead};
+use crate::page::{PageBuf, PageId, PageRead};
 use crate::space::Space;
 use std::ops::{Bound, ControlFlow};
 
-/// Leaves that a scan first reads ahead; twice as many each time, up to what a batch takes.
+/// Leaves that a scan first reads together; twice as many each time, up to what a batch takes.
 const AHEAD_MIN: usize = 2;
 
 /// The keys that a scan has not returned yet lie between these.
@@ -54,7 +54,8 @@ struct LeafCopy {
 #[derive(Default)]
 struct End {
     leaf: Option<LeafCopy>,
-    leaves_read: u64,
+    /// Leaves to read together should the scan come to them.
+    following: Vec<PageId>,
     /// Leaves that were read ahead and not come to yet.
     ahead: usize,
     /// Leaves that were read ahead at once.
@@ -283,7 +284,7 @@ impl Cursor {
     }
 }
 
-/// Copies the leaf at `to`, and reads ahead once the scan is under way.
+/// Copies the leaf at `to`, read together with those behind it once the scan is under way.
 fn read_leaf(
     space: &Space,
     tree: BTree,
@@ -291,23 +292,23 @@ fn read_leaf(
     to: To<'_>,
     backward: bool,
 ) -> Result<Box<PageBuf>> {
+    if !end.following.is_empty() {
+        let pages = std::mem::take(&mut end.following);
+        space.pool.prefetch(&pages);
+        end.ahead = pages.len();
+        end.batch = pages.len();
+    }
+    end.ahead = end.ahead.saturating_sub(1);
+    let wanted = match end.ahead {
+        0 => (end.batch * 2).max(AHEAD_MIN),
+        _ => 0,
+    };
     let spare = end.spare.take();
     let mut image = spare.unwrap_or_else(|| Box::new(PageBuf::zeroed()));
-    let wanted = match end.leaves_read > 0 && end.ahead == 0 {
-        true => (end.batch * 2).max(AHEAD_MIN),
-        false => 0,
-    };
-    let ahead = retry(&space.pool, || {
+    end.following = retry(&space.pool, || {
         let place = tree.descend(space, &to)?;
         place.node.read(|view| view.copy_to(&mut image))?;
         Ok(BTree::ahead(&place, backward, wanted))
     })?;
-    end.leaves_read += 1;
-    end.ahead = end.ahead.saturating_sub(1);
-    if wanted > 0 {
-        space.pool.prefetch(&ahead);
-        end.ahead = ahead.len();
-        end.batch = ahead.len();
-    }
     Ok(image)
 }
