@@ -1,7 +1,8 @@
-//! Compiles every kernel twice: to BPF with clang, and natively as its C twin.
+//! Compiles every kernel to BPF with clang, and natively as its C twin: by the host's compiler under
+//! `warren_kernel_NAME`, and by clang, which uses more vectors than gcc, under `warren_vector_NAME`.
 //!
 //! `WARREN_CLANG` names another clang than the one on the path. The BPF objects go to `OUT_DIR`,
-//! from where the library embeds them; the twins are linked, each under `warren_kernel_NAME`.
+//! from where the library embeds them; the twins are linked.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -39,7 +40,10 @@ fn main() {
             eprintln!("error: {reason}");
             std::process::exit(1);
         }
-        twins.extend(twin(&root, &source, name));
+        let entry = format!("warren_kernel_{name}");
+        twins.extend(twin(&root, &source, &entry, None, &out));
+        let (entry, apart) = (format!("warren_vector_{name}"), out.join("vector"));
+        twins.extend(twin(&root, &source, &entry, Some(&clang), &apart));
     }
     library(&root, &twins);
 }
@@ -91,13 +95,21 @@ fn native(root: &Path) -> cc::Build {
 }
 
 /// The kernel as plain C, its entry renamed.
-fn twin(root: &Path, source: &Path, name: &str) -> Vec<PathBuf> {
-    let entry = format!("warren_kernel_{name}");
+fn twin(
+    root: &Path,
+    source: &Path,
+    entry: &str,
+    compiler: Option<&str>,
+    out: &Path,
+) -> Vec<PathBuf> {
     let mut build = native(root);
-    build.file(source);
-    build.define("WARREN_ENTRY", entry.as_str());
+    build.file(source).out_dir(out);
+    if let Some(compiler) = compiler {
+        build.compiler(compiler);
+    }
+    build.define("WARREN_ENTRY", entry);
     // OpenCSD kernels have a main; of other kernels it is no word.
-    build.define("main", entry.as_str());
+    build.define("main", entry);
     build.compile_intermediates()
 }
 

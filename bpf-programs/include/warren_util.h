@@ -2,8 +2,8 @@
  * Small tools for fast kernels: wide loads at any address, search by 64-bit words, walking the
  * snapshot in mapped chunks, and writing output in place.
  *
- * Every load and store of a kernel is masked into its memory cage, which costs a few instructions
- * each. So the tools here load eight bytes at a time and compute on words.
+ * There are no vectors, and confining a load or a store to the kernel's memory costs a little. So
+ * the tools here load eight bytes at a time and compute on words.
  */
 #ifndef WARREN_UTIL_H
 #define WARREN_UTIL_H

@@ -5,7 +5,7 @@
  * Arguments:  none.
  * Output:     256 u64 counts, little-endian, 2048 bytes; nothing for an empty request.
  *
- * Counting is loads and stores of counters, and those are what the cage makes dear. Large requests
+ * Counting is loads and stores of counters, and those are what takes the time. Large requests
  * therefore count pairs of bytes, in 65536 counters, with half as many of them; adding those up
  * afterwards costs as much as counting some 100 KiB. Small requests count bytes.
  */

@@ -22,30 +22,50 @@ WARREN_INLINE u64 above(u64 value, u64 threshold)
     return difference >> 63;
 }
 
-#define COUNT(word)                                   \
-    do {                                              \
-        u64 both = (word);                            \
-        low += above((u32)both, threshold);           \
-        high += above(both >> 32, threshold);         \
+/*
+ * Two values in a word at once: `value > threshold` if adding the complement of the threshold to it
+ * carries out of its 32 bits. The sum of the lower 31 bits has the carry into the top bit there; of
+ * that, the value's top bit and the complement's two must be set for another one.
+ */
+#define TWICE 0x0000000100000001ULL
+#define LOWER (0x7fffffff * TWICE)
+
+/* One word after the other: there are no registers for more. */
+#define COUNT(word, carries)                                                     \
+    do {                                                                         \
+        u64 both = (word);                                                       \
+        u64 sums = (both & lower) + complements;                                 \
+        counts += ((sums carries both) >> 31) & twice;                           \
+        WARREN_OPAQUE(counts);                                                   \
     } while (0)
 
-WARREN_INLINE u64 count_chunk(const u8 *at, u64 size, u64 threshold)
+#define COUNT_ALL(carries)                                                       \
+    for (; end - at >= 64; at += 64) {                                           \
+        COUNT(warren_load64(at), carries);                                       \
+        COUNT(warren_load64(at + 8), carries);                                   \
+        COUNT(warren_load64(at + 16), carries);                                  \
+        COUNT(warren_load64(at + 24), carries);                                  \
+        COUNT(warren_load64(at + 32), carries);                                  \
+        COUNT(warren_load64(at + 40), carries);                                  \
+        COUNT(warren_load64(at + 48), carries);                                  \
+        COUNT(warren_load64(at + 56), carries);                                  \
+    }
+
+/* Of at most a chunk: neither half of the counts overflows. A call, for all registers to be free. */
+static __attribute__((noinline)) u64 count_chunk(const u8 *at, u64 size, u64 threshold)
 {
     const u8 *end = at + size;
-    u64 low = 0, high = 0;
-    for (; end - at >= 64; at += 64) {
-        COUNT(warren_load64(at));
-        COUNT(warren_load64(at + 8));
-        COUNT(warren_load64(at + 16));
-        COUNT(warren_load64(at + 24));
-        COUNT(warren_load64(at + 32));
-        COUNT(warren_load64(at + 40));
-        COUNT(warren_load64(at + 48));
-        COUNT(warren_load64(at + 56));
-    }
+    u64 complement = (u32)~threshold, counts = 0, rest = 0;
+    u64 complements = (complement & 0x7fffffff) * TWICE, lower = LOWER, twice = TWICE;
+    WARREN_OPAQUE(lower);
+    WARREN_OPAQUE(twice);
+    if (complement >> 31)
+        COUNT_ALL(|)
+    else
+        COUNT_ALL(&)
     for (; end - at >= 4; at += 4)
-        low += above(warren_load32(at), threshold);
-    return low + high;
+        rest += above(warren_load32(at), threshold);
+    return (u32)counts + (counts >> 32) + rest;
 }
 
 /* Stores every value and moves on over those that are above: no branch to mispredict. */

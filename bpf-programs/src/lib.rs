@@ -128,6 +128,8 @@ pub struct Kernel {
     pub arguments: fn(seed: u64) -> Vec<Vec<u64>>,
     /// The C twin, for [`Runtime::run`].
     pub entry: Entry,
+    /// The same, compiled by clang: with vectors, which BPF has none of.
+    pub vectors: Entry,
 }
 
 impl Kernel {

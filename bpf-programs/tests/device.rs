@@ -104,6 +104,7 @@ fn request(input: &Input<'_>, file: &Arc<File>) -> Request {
         arguments: input.arguments.into(),
         limits: Limits {
             time: Duration::from_secs(20),
+            processor: None,
             heap: 1 << 20,
             output: 64 << 20,
             blocks_read: 1 << 30,

@@ -24,6 +24,8 @@ fn kernel(name: &str) -> &'static Kernel {
 fn agree(runtime: &mut Runtime, kernel: &Kernel, input: &Input<'_>) -> Result<Vec<u8>, i64> {
     let wanted = (kernel.native)(input);
     let got = runtime.run(kernel.entry, input).map(<[u8]>::to_vec);
+    let vectors = runtime.run(kernel.vectors, input).map(<[u8]>::to_vec);
+    assert_eq!(got, vectors, "{} with and without vectors", kernel.name);
     let what = || {
         let Input {
             operation,

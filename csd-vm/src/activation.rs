@@ -147,8 +147,11 @@ impl Task {
             appended,
             usage: end.usage,
         };
+        let pool = &self.inner.core.pool;
+        pool.announce(self.inner.owner);
         finish(self.done, completion);
         self.inner.keep(instance, &end);
+        pool.keep_word(self.inner.owner);
         drop(self.request);
     }
 

@@ -220,7 +220,7 @@ impl Instance {
     fn run_prepared(&mut self, core: &Core, request: &Request, places: Places) -> End {
         let time = request.limits.time.min(FOREVER);
         let call = [self.cage.address(Region::Call), REQUEST_BYTES as u64];
-        let faults = minor_faults();
+        let before = Spent::so_far();
         let start = Instant::now();
         let mut execution = Execution::new(
             (&*core.storage, &core.stopping),
@@ -232,7 +232,10 @@ impl Instance {
         );
         let exit = match self.compiled.last() {
             Some(compiled) => {
-                let deadline = Deadline::after(time).in_group(core.group);
+                let mut deadline = Deadline::after(time).in_group(core.group);
+                if let Some(processor) = request.limits.processor.filter(|limit| *limit < time) {
+                    deadline = deadline.with_processor_time(processor);
+                }
                 compiled
                     .code
                     .run(&mut self.cage, call, &mut execution, deadline)
@@ -240,10 +243,15 @@ impl Instance {
             None => Exit::Aborted,
         };
         let mut usage = execution.usage;
-        usage.run_ns = nanos(start.elapsed());
+        let (elapsed, spent) = (start.elapsed(), Spent::so_far());
+        usage.run_ns = nanos(elapsed);
+        usage.processor_ns = nanos(spent.processor.saturating_sub(before.processor));
         let (emitted, failure) = (execution.emitted, execution.failure.take());
         let status = match status(exit, failure, request) {
             Err(Failure::TimedOut(_)) if core.stopping.load(Relaxed) => Err(Failure::Stopped),
+            Err(Failure::TimedOut(_)) if elapsed < time => Err(Failure::ProcessorTime(
+                request.limits.processor.unwrap_or(request.limits.time),
+            )),
             status => status,
         };
         if status.is_ok() {
@@ -254,7 +262,7 @@ impl Instance {
             status,
             usage,
             emitted,
-            faults: minor_faults() - faults,
+            faults: spent.faults - before.faults,
         }
     }
 }
@@ -306,13 +314,29 @@ pub(crate) fn nanos(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// Page faults of this thread so far.
-fn minor_faults() -> c_long {
-    // SAFETY: a zeroed `rusage` is a valid one, and the call only writes to it.
-    unsafe {
-        let mut usage: libc::rusage = std::mem::zeroed();
-        libc::getrusage(libc::RUSAGE_THREAD, &mut usage);
-        usage.ru_minflt
+/// What this thread has cost.
+struct Spent {
+    /// In its own code and in the system.
+    processor: Duration,
+    /// Page faults without I/O.
+    faults: c_long,
+}
+
+impl Spent {
+    fn so_far() -> Spent {
+        // The times of `rusage` are those of the last tick.
+        // SAFETY: zeroed structures of these types are valid, and the calls only write to them.
+        let (usage, time) = unsafe {
+            let mut usage: libc::rusage = std::mem::zeroed();
+            let mut time: libc::timespec = std::mem::zeroed();
+            libc::getrusage(libc::RUSAGE_THREAD, &mut usage);
+            libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time);
+            (usage, time)
+        };
+        Spent {
+            processor: Duration::new(time.tv_sec as u64, time.tv_nsec as u32),
+            faults: usage.ru_minflt,
+        }
     }
 }
 

@@ -3,10 +3,15 @@
 //! A cage is either its owner's (an activation's), warm, with everything the last execution left
 //! there, or it is nobody's and wiped. It changes hands only through [`Instance::wipe`]. Compiled
 //! code stays with a wiped cage, as it is bound to its address and holds nothing of an owner.
+//!
+//! Who is told of the end of an execution, which still has its output in the cage, asks for the next
+//! one at once, and another worker may take that up before the cage is back. It waits for the cage:
+//! all that the snapshot has been read of is mapped and verified in there.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 
 use crate::engine::cage::CageError;
 use crate::execution::Instance;
@@ -15,11 +20,17 @@ use crate::execution::Instance;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Owner(pub(crate) u64);
 
+/// How long an execution waits for a cage that is about to come back: less than it takes to map and
+/// verify a few MiB in another one.
+const PATIENCE: Duration = Duration::from_millis(1);
+
 /// The pool.
 pub(crate) struct Pool {
     cages_max: usize,
     clean_max: usize,
     state: Mutex<State>,
+    /// A cage that was about to come back has.
+    returned: Condvar,
     pub(crate) made: AtomicU64,
     pub(crate) wiped: AtomicU64,
 }
@@ -29,6 +40,8 @@ struct State {
     /// Owned ones, least recently used first.
     warm: Vec<(Owner, Instance)>,
     clean: Vec<Instance>,
+    /// Owners of cages that are about to come back, once for each.
+    returning: Vec<Owner>,
     /// Cages that exist, those in use included.
     alive: usize,
 }
@@ -47,6 +60,7 @@ impl Pool {
             cages_max,
             clean_max,
             state: Mutex::new(State::default()),
+            returned: Condvar::new(),
             made: AtomicU64::new(0),
             wiped: AtomicU64::new(0),
         }
@@ -57,10 +71,17 @@ impl Pool {
     /// that another owner has not used for the longest time.
     pub(crate) fn take(&self, owner: Owner, hash: &[u8; 32]) -> Result<Taken, CageError> {
         let mut state = self.state.lock();
-        if let Some(at) = state.warm.iter().rposition(|(whose, _)| *whose == owner) {
-            let (_, instance) = state.warm.remove(at);
-            let warm = true;
-            return Ok(Taken { instance, warm });
+        let mut waits = true;
+        loop {
+            if let Some(at) = state.warm.iter().rposition(|(whose, _)| *whose == owner) {
+                let (_, instance) = state.warm.remove(at);
+                let warm = true;
+                return Ok(Taken { instance, warm });
+            }
+            if !waits || !state.returning.contains(&owner) {
+                break;
+            }
+            waits = !self.returned.wait_for(&mut state, PATIENCE).timed_out();
         }
         let compiled = state.clean.iter().position(|i| i.has_code_for(hash));
         if let Some(at) = compiled.or(state.clean.len().checked_sub(1)) {
@@ -98,6 +119,21 @@ impl Pool {
         let instance = made?;
         let warm = false;
         Ok(Taken { instance, warm })
+    }
+
+    /// A cage of `owner` is given back, or discarded, as soon as its output has been looked at.
+    pub(crate) fn announce(&self, owner: Owner) {
+        self.state.lock().returning.push(owner);
+    }
+
+    /// What was announced has happened.
+    pub(crate) fn keep_word(&self, owner: Owner) {
+        let mut state = self.state.lock();
+        if let Some(at) = state.returning.iter().position(|whose| *whose == owner) {
+            state.returning.swap_remove(at);
+        }
+        drop(state);
+        self.returned.notify_all();
     }
 
     /// Gives a cage back, warm for its owner unless that has ended meanwhile.
@@ -150,5 +186,44 @@ impl Pool {
             .wipe()
             .inspect_err(|error| tracing::error!(%error, "a cage could not be wiped"))
             .is_ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OWNER: Owner = Owner(1);
+
+    #[test]
+    fn a_cage_that_is_about_to_come_back_is_waited_for() {
+        let pool = Pool::new(8, 8);
+        let ended = AtomicBool::new(false);
+        // On a busy machine it may come back too late.
+        let waited = (0..50).any(|_| {
+            let taken = pool.take(OWNER, &[0; 32]).unwrap();
+            pool.announce(OWNER);
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    std::thread::sleep(PATIENCE / 20);
+                    pool.give_back(OWNER, &ended, taken.instance);
+                    pool.keep_word(OWNER);
+                });
+                let next = pool.take(OWNER, &[0; 32]).unwrap();
+                let warm = next.warm;
+                pool.discard(next.instance);
+                warm
+            })
+        });
+        assert!(waited);
+    }
+
+    #[test]
+    fn a_cage_that_does_not_come_back_is_not_waited_for_long() {
+        let pool = Pool::new(8, 8);
+        pool.announce(OWNER);
+        assert!(!pool.take(OWNER, &[0; 32]).unwrap().warm);
+        pool.keep_word(OWNER);
+        assert!(pool.state.lock().returning.is_empty());
     }
 }

@@ -77,6 +77,8 @@ pub struct FileIdentity {
 pub struct Limits {
     /// Wall time from the start of the kernel.
     pub time: Duration,
+    /// Processor time, helpers included, where it is to be less than the wall time.
+    pub processor: Option<Duration>,
     /// Bytes of heap.
     pub heap: u64,
     /// Bytes it may emit.
@@ -116,6 +118,9 @@ pub enum Failure {
     /// It ran out of time.
     #[error("the kernel ran longer than {0:?}")]
     TimedOut(Duration),
+    /// It ran out of processor time.
+    #[error("the kernel used a processor for longer than {0:?}")]
+    ProcessorTime(Duration),
     /// It touched memory outside what it has.
     #[error("the kernel accessed memory it does not have, at {0:#x} of its cage")]
     Fault(u64),
@@ -149,6 +154,8 @@ pub enum Failure {
 pub struct Usage {
     /// Wall time of the kernel, in nanoseconds.
     pub run_ns: u64,
+    /// Processor time of it, in nanoseconds.
+    pub processor_ns: u64,
     /// Time between submission and start, in nanoseconds.
     pub queued_ns: u64,
     /// Bytes of the snapshot read or mapped.

@@ -18,6 +18,8 @@ pub struct Statistics {
     pub timeouts: u64,
     /// Wall time in kernels, in nanoseconds.
     pub run_ns: u64,
+    /// Processor time in kernels, in nanoseconds.
+    pub processor_ns: u64,
     /// Time spent waiting for a worker, in nanoseconds.
     pub queued_ns: u64,
     /// Bytes of snapshots read or mapped.
@@ -40,6 +42,7 @@ pub(crate) struct Counters {
     failures: AtomicU64,
     timeouts: AtomicU64,
     run_ns: AtomicU64,
+    processor_ns: AtomicU64,
     queued_ns: AtomicU64,
     bytes_read: AtomicU64,
     bytes_returned: AtomicU64,
@@ -59,11 +62,12 @@ impl Counters {
             }
             Some(failure) => {
                 add(&self.failures, 1);
-                let timed_out = matches!(failure, Failure::TimedOut(_));
+                let timed_out = matches!(failure, Failure::TimedOut(_) | Failure::ProcessorTime(_));
                 add(&self.timeouts, u64::from(timed_out));
             }
         }
         add(&self.run_ns, usage.run_ns);
+        add(&self.processor_ns, usage.processor_ns);
         add(&self.queued_ns, usage.queued_ns);
         add(&self.bytes_read, usage.bytes_read);
         add(&self.bytes_returned, usage.bytes_returned);
@@ -78,6 +82,7 @@ impl Counters {
             failures: get(&self.failures),
             timeouts: get(&self.timeouts),
             run_ns: get(&self.run_ns),
+            processor_ns: get(&self.processor_ns),
             queued_ns: get(&self.queued_ns),
             bytes_read: get(&self.bytes_read),
             bytes_returned: get(&self.bytes_returned),

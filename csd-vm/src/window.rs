@@ -20,6 +20,7 @@ use std::time::Instant;
 use zns_backend::{DmaBuffer, Lba, MapSource, ZonedDevice};
 
 use crate::block_set::BlockSet;
+use crate::engine;
 use crate::engine::cage::{Access, Cage, CageError, CagePtr, Region};
 use crate::extents::{Extent, Place, Resolved};
 use crate::request::{BLOCK_SIZE, Piece, SnapshotMap};
@@ -42,6 +43,9 @@ const READ_AHEAD_BLOCKS: u64 = 128;
 /// Blocks that the operating system is asked for beyond those that are brought in, while a file is
 /// gone through in order: so that the device reads while the kernel computes.
 const ADVISED_BLOCKS: u64 = 512;
+
+/// Bytes that it is asked for at a time.
+const ADVISED_BYTES_MAX: u64 = 512 << 10;
 
 /// Why the window does not show what was asked for.
 #[derive(Debug)]
@@ -71,6 +75,13 @@ type Result<T> = std::result::Result<T, WindowError>;
 pub(crate) struct Source<'a> {
     pub(crate) storage: &'a dyn ZonedDevice,
     pub(crate) deadline: Instant,
+}
+
+impl Source<'_> {
+    /// Whether the kernel's time is over.
+    fn is_over(&self) -> bool {
+        Instant::now() >= self.deadline || engine::is_overdue()
+    }
 }
 
 /// A part of the file in the window.
@@ -207,7 +218,7 @@ impl Window {
         let len = to.len().min(self.size.saturating_sub(offset));
         let mut done = 0;
         while done < len {
-            if Instant::now() >= source.deadline {
+            if source.is_over() {
                 return Err(WindowError::TimedOut);
             }
             let (at, left) = (offset + done, len - done);
@@ -309,7 +320,7 @@ impl Window {
             if missing == 0 {
                 break;
             }
-            if Instant::now() >= source.deadline {
+            if source.is_over() {
                 return Err(WindowError::TimedOut);
             }
             self.advise(source, self.origin + at, missing);
@@ -325,16 +336,20 @@ impl Window {
     }
 
     /// Has the operating system read on behind `count` blocks from `first` of the file on, which are
-    /// about to be brought in, if these are the next ones. Nothing depends on it: what goes wrong
-    /// does so again, and is told, when the blocks are needed.
+    /// about to be brought in, if these are the next ones; them too if nobody has asked for them, so
+    /// that it reads what is needed first, and no more. Nothing depends on it: what goes wrong does
+    /// so again, and is told, when the blocks are needed.
     fn advise(&mut self, source: Source<'_>, first: u64, count: u64) {
         let in_order = first == self.next_fill;
         let behind = first + count;
         self.next_fill = behind;
-        let from = self.advised.max(behind);
+        let from = match self.advised > first {
+            true => self.advised.max(behind),
+            false => first,
+        };
         let end = self.size.div_ceil(BLOCK).min(behind + ADVISED_BLOCKS);
         // In few large pieces.
-        if !in_order || from >= end || (from - behind) * 2 > ADVISED_BLOCKS {
+        if !in_order || from >= end || from.saturating_sub(behind) * 2 > ADVISED_BLOCKS {
             return;
         }
         if self.resolve(source, from, end - from).is_ok() {
@@ -416,16 +431,19 @@ fn map_extent(cage: &mut Cage, source: Source<'_>, at: u64, lba: Lba, blocks: u6
     Ok(mapped.is_ok())
 }
 
-/// Asks the operating system for bytes of a file in advance.
+/// Asks the operating system for bytes of a file in advance, in pieces: of a long one it reads only
+/// as much as it would read ahead on that disk.
 fn ask_for(place: &MapSource<'_>, len: u64) {
-    let (Ok(at), Ok(len)) = (
-        libc::off_t::try_from(place.offset),
-        libc::off_t::try_from(len),
-    ) else {
-        return;
-    };
-    // SAFETY: only gives advice about a descriptor that is borrowed for the call.
-    unsafe { libc::posix_fadvise(place.fd.as_raw_fd(), at, len, libc::POSIX_FADV_WILLNEED) };
+    for piece in (0..len).step_by(ADVISED_BYTES_MAX as usize) {
+        let (Ok(at), Ok(len)) = (
+            libc::off_t::try_from(place.offset + piece),
+            libc::off_t::try_from(ADVISED_BYTES_MAX.min(len - piece)),
+        ) else {
+            return;
+        };
+        // SAFETY: only gives advice about a descriptor that is borrowed for the call.
+        unsafe { libc::posix_fadvise(place.fd.as_raw_fd(), at, len, libc::POSIX_FADV_WILLNEED) };
+    }
 }
 
 /// Copies what `range` of the resolved blocks holds into the window, whose part for them starts

@@ -20,7 +20,7 @@ use zns_backend::ZonedDevice;
 pub(crate) use self::call::{DATA_AT, Places, REQUEST_BYTES, describe};
 use self::sectors::Sectors;
 use crate::engine::cage::{Access, Cage, CagePtr, Region};
-use crate::engine::{Called, Helpers};
+use crate::engine::{self, Called, Helpers};
 use crate::program::helper_name;
 use crate::request::{BLOCK_SIZE, Failure, Request, Usage};
 use crate::window::{Source, Window, WindowError};
@@ -217,7 +217,7 @@ impl<'a> Execution<'a> {
 
     /// Ends the kernel if there is more to do and no time left.
     fn in_time(&self, more: bool) -> Result<(), Failure> {
-        if more && Instant::now() >= self.deadline {
+        if more && (Instant::now() >= self.deadline || engine::is_overdue()) {
             return Err(Failure::TimedOut(self.request.limits.time));
         }
         Ok(())

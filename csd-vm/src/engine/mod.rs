@@ -112,6 +112,12 @@ pub trait Prepared: Send + Sync {
     fn bind(&self, cage: &Cage) -> Result<Box<dyn Code>, String>;
 }
 
+/// Whether the time of the program on this thread is over: helpers that take long look at this.
+#[must_use]
+pub fn is_overdue() -> bool {
+    watchdog::is_overdue()
+}
+
 /// Ends what a time-out leaves behind: so that it is noticed and reported in time at any load, a
 /// thread whose program was overdue may keep a real-time priority. To be called when the end has
 /// been reported; the next run on the thread does it too.

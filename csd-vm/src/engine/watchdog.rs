@@ -4,6 +4,9 @@
 //! The watchdog sleeps until the earliest deadline it knows; whoever publishes an earlier one
 //! wakes it. A thread that is overdue is signalled, again and again until its program has ended.
 //!
+//! A limit on processor time is a reading of the thread's clock, which gets there no faster than
+//! wall time passes: the watchdog looks again when as much has passed as the thread had left.
+//!
 //! So that this works at any load the watchdog runs with a real-time priority, and lends one to an
 //! overdue thread, where the process may do that (as root, or with CAP_SYS_NICE); elsewhere both
 //! wait for their turn like everyone. The thread keeps the priority until it has had the time to
@@ -33,11 +36,15 @@ const OVERDUE: u64 = 1 << 63;
 
 /// How often an overdue thread is signalled.
 const REPEAT: Duration = Duration::from_millis(2);
+/// How long the watchdog lets a thread be that has little processor time left, in nanoseconds.
+const LOOK_MIN: u64 = 1_000_000;
 
 /// A point in time by which a program must have ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Deadline {
     at: u64,
+    /// Nanoseconds of processor time, or [`NONE`].
+    processor: u64,
     group: u64,
 }
 
@@ -48,7 +55,18 @@ impl Deadline {
         let time = u64::try_from(time.as_nanos()).unwrap_or(NONE);
         Deadline {
             at: now().saturating_add(time).min(NONE - 1),
+            processor: NONE,
             group: 0,
+        }
+    }
+
+    /// The same for a program that may use as much processor time, from its start on.
+    #[must_use]
+    pub fn with_processor_time(self, time: Duration) -> Deadline {
+        let time = u64::try_from(time.as_nanos()).unwrap_or(NONE);
+        Deadline {
+            processor: time.min(NONE),
+            ..self
         }
     }
 
@@ -98,13 +116,19 @@ pub fn expire(group: Group) {
 
 /// Nanoseconds of the monotonic clock.
 fn now() -> u64 {
+    // This clock always exists.
+    read(libc::CLOCK_MONOTONIC).unwrap_or(0)
+}
+
+/// Nanoseconds of a clock; nothing if it is that of a thread that has ended.
+fn read(clock: libc::clockid_t) -> Option<u64> {
     let mut time = libc::timespec {
         tv_sec: 0,
         tv_nsec: 0,
     };
-    // SAFETY: the structure is valid; this clock always exists.
-    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut time) };
-    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+    // SAFETY: the structure is valid.
+    let failed = unsafe { libc::clock_gettime(clock, &mut time) };
+    (failed == 0).then_some(time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64)
 }
 
 /// The scheduling of a thread before it was lent a priority.
@@ -115,6 +139,10 @@ type Lent = Option<(i32, libc::sched_param)>;
 /// hold up.
 struct Shared {
     thread: AtomicI32,
+    /// The clock of the thread's processor time.
+    clock: AtomicI32,
+    /// What that clock may come to, or [`NONE`]; stored before the deadline.
+    processor: AtomicU64,
     /// Whether it belongs to a thread.
     taken: AtomicBool,
     /// [`NONE`], a deadline, or one with the mark [`OVERDUE`].
@@ -182,8 +210,14 @@ pub(super) fn register() -> Slot {
             .is_ok()
     };
     let shared = all().find(free).unwrap_or_else(add_slot);
-    // SAFETY: no arguments, no effects.
-    shared.thread.store(unsafe { libc::gettid() }, SeqCst);
+    let mut clock = libc::CLOCK_THREAD_CPUTIME_ID;
+    // SAFETY: gettid and pthread_self have no arguments and no effects; the other call fills in a
+    // number for a thread that exists, this one.
+    unsafe {
+        shared.thread.store(libc::gettid(), SeqCst);
+        libc::pthread_getcpuclockid(libc::pthread_self(), &mut clock);
+    }
+    shared.clock.store(clock, SeqCst);
     WATCHED.set(Some(shared));
     Slot {
         shared,
@@ -194,6 +228,8 @@ pub(super) fn register() -> Slot {
 fn add_slot() -> &'static Shared {
     let new = Box::leak(Box::new(Shared {
         thread: AtomicI32::new(0),
+        clock: AtomicI32::new(0),
+        processor: AtomicU64::new(NONE),
         taken: AtomicBool::new(true),
         deadline: AtomicU64::new(NONE),
         group: AtomicU64::new(0),
@@ -227,8 +263,16 @@ impl Slot {
         // Sequentially consistent, as the watchdog's accesses to the same two are: either it sees
         // our deadline in the look after it announced when it wakes, or we see the announcement.
         self.shared.group.store(deadline.group, SeqCst);
+        let mut first_look = deadline.at;
+        let mut processor = NONE;
+        if deadline.processor < NONE {
+            let used = read(libc::CLOCK_THREAD_CPUTIME_ID).unwrap_or(0);
+            processor = used.saturating_add(deadline.processor).min(NONE);
+            first_look = first_look.min(now().saturating_add(deadline.processor));
+        }
+        self.shared.processor.store(processor, SeqCst);
         self.shared.deadline.store(deadline.at, SeqCst);
-        if deadline.at < WAKES_AT.load(SeqCst)
+        if first_look < WAKES_AT.load(SeqCst)
             && let Some(thread) = WATCHDOG.get()
         {
             thread.unpark();
@@ -290,14 +334,30 @@ fn look() -> u64 {
     next.unwrap_or(NONE)
 }
 
+/// Processor time that the program of a slot has left; nothing without a limit.
+fn processor_left(slot: &Shared) -> Option<u64> {
+    let limit = slot.processor.load(SeqCst);
+    if limit == NONE {
+        return None;
+    }
+    Some(limit.saturating_sub(read(slot.clock.load(SeqCst))?))
+}
+
 fn look_at(slot: &Shared, now: u64) -> u64 {
     let deadline = slot.deadline.load(SeqCst);
-    let time = deadline & !OVERDUE;
-    if time > now {
-        return time;
+    if deadline == NONE {
+        return NONE;
+    }
+    // Neither holds for one that has been found overdue.
+    if deadline > now && deadline & OVERDUE == 0 {
+        match processor_left(slot) {
+            None => return deadline,
+            Some(0) => {}
+            Some(left) => return deadline.min(now.saturating_add(left.max(LOOK_MIN))),
+        }
     }
     let mut lent = slot.lent.lock();
-    let marked = time | OVERDUE;
+    let marked = deadline | OVERDUE;
     let ours = slot
         .deadline
         .compare_exchange(deadline, marked, SeqCst, SeqCst);

@@ -159,6 +159,7 @@ impl Laboratory {
             arguments: (0..random.below(5)).map(|_| argument(random)).collect(),
             limits: Limits {
                 time: PATIENCE,
+                processor: None,
                 heap: 64 << 10,
                 output: if few { 100 } else { 64 << 10 },
                 blocks_read: if few { 3 } else { 1 << 20 },
@@ -188,7 +189,7 @@ impl Laboratory {
             .map_err(|reason| format!("validated, but not interpreted: {reason}"))?;
         let expected = self.execute(&interpreted, request)?;
         let (instructions, accesses) = (self.meter.instructions(), self.meter.accesses());
-        if matches!(expected.status, Err(Failure::TimedOut(_))) {
+        if let Err(Failure::TimedOut(_) | Failure::ProcessorTime(_)) = expected.status {
             request.limits.time = ENDLESS;
             self.execute(&compiled, request)?;
             return Ok(Verdict::Endless);

@@ -44,6 +44,7 @@ pub enum Ending {
 pub(super) fn without_times(usage: Usage) -> Usage {
     Usage {
         run_ns: 0,
+        processor_ns: 0,
         queued_ns: 0,
         ..usage
     }
@@ -75,7 +76,7 @@ impl Outcome {
             Err(Failure::StackOverflow) => Ending::StackOverflow,
             Err(Failure::Helper { .. }) => Ending::Helper,
             Err(Failure::Limit(_)) => Ending::Limit,
-            Err(Failure::TimedOut(_)) => Ending::TimedOut,
+            Err(Failure::TimedOut(_) | Failure::ProcessorTime(_)) => Ending::TimedOut,
             Err(_) => Ending::Other,
         }
     }

@@ -211,6 +211,7 @@ impl Writer {
 pub(crate) fn limits() -> Limits {
     Limits {
         time: Duration::from_secs(5),
+        processor: None,
         heap: 64 << 20,
         output: 64 << 20,
         blocks_read: 1 << 30,

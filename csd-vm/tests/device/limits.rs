@@ -66,6 +66,35 @@ fn endless_kernels_end_shortly_after_their_deadline() {
 }
 
 #[test]
+fn endless_kernels_end_shortly_after_their_processor_time() {
+    const LIMIT: Duration = Duration::from_millis(50);
+    let data = pattern(16 << 20);
+    for (name, object) in endless() {
+        let bench = Bench::with(&object, &data, Shape::Contiguous, DeviceConfig::default());
+        let mut request = read(&bench.snapshot, 0, 4096);
+        request.limits.processor = Some(LIMIT);
+        request.limits.output = 32 << 20;
+        let start = Instant::now();
+        let failure = bench.fail(request);
+        let took = start.elapsed();
+        let ended = match failure {
+            Failure::ProcessorTime(time) => time == LIMIT,
+            Failure::StackOverflow => name == "recursion",
+            _ => false,
+        };
+        assert!(ended, "{name}: {failure}");
+        assert!(took < Duration::from_secs(3), "{name}: {took:?}");
+        let used = Duration::from_nanos(bench.activation.statistics().processor_ns);
+        // As above, ten times what is promised.
+        assert!(
+            used < LIMIT + Duration::from_millis(200),
+            "{name}: {used:?}"
+        );
+        assert!(used >= LIMIT || name == "recursion", "{name}: {used:?}");
+    }
+}
+
+#[test]
 fn kernels_of_others_run_while_slow_ones_hold_every_worker() {
     const SLOW: usize = 20;
     let config = DeviceConfig {

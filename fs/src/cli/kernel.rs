@@ -320,6 +320,7 @@ fn execute(args: &RunArgs) -> CommandResult {
         arguments: arguments.into(),
         limits: Limits {
             time: Duration::from_millis(args.timeout_ms),
+            processor: None,
             heap: MEMORY_BYTES,
             output: MEMORY_BYTES,
             blocks_read: u64::MAX,

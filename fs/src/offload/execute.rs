@@ -338,6 +338,7 @@ impl Offload {
             arguments: Arc::clone(&registration.arguments),
             limits: Limits {
                 time: registration.timeout.unwrap_or_else(default),
+                processor: registration.processor,
                 heap: HEAP_BYTES,
                 output: OUTPUT_BYTES,
                 blocks_read: (PASSES * snapshot_size.div_ceil(BLOCK)).max(BLOCKS_READ_MIN),
@@ -381,7 +382,9 @@ impl Offload {
 /// Logs why an execution failed, and gives its errno.
 fn report(registration: &Registration, failure: &Failure) -> i32 {
     let error = match failure {
-        Failure::TimedOut(_) => Error::KernelTimedOut(failure.to_string()),
+        Failure::TimedOut(_) | Failure::ProcessorTime(_) => {
+            Error::KernelTimedOut(failure.to_string())
+        }
         _ => Error::KernelFailed(failure.to_string()),
     };
     let count = registration.failures.fetch_add(1, Ordering::Relaxed) + 1;

@@ -165,34 +165,60 @@ impl ProcessId {
 }
 
 /// The process of the thread that made a request, and what it may do. `uid` and `gid` are those of
-/// the request.
+/// the request. `known` finds processes by their PIDs among those that are watched, and live.
 ///
 /// Privileges count only in the user namespace of this process: in another one they say nothing
 /// about files of this filesystem.
 ///
 /// # Errors
 /// `NoProcess` if the thread is gone.
-pub(super) fn requester(thread: u32, uid: u32, gid: u32) -> Result<(ProcessId, Credentials)> {
+pub(super) fn requester(
+    thread: u32,
+    (uid, gid): (u32, u32),
+    known: impl Fn(u32) -> Option<ProcessId>,
+) -> Result<(ProcessId, Credentials)> {
+    let credentials = |groups, privileges: u64| Credentials {
+        uid,
+        gid,
+        groups,
+        overrides: privileges & CAP_DAC_OVERRIDE != 0,
+        reads_all: privileges & CAP_DAC_READ_SEARCH != 0,
+    };
+    // The first thread of a process has its number. Of who may do anything, groups say nothing.
+    if let Some(process) = known(thread)
+        && let Some(capabilities) = effective_capabilities(thread)
+        && capabilities & CAP_DAC_OVERRIDE != 0
+        && same_user_namespace(thread)
+    {
+        return Ok((process, credentials(Vec::new(), capabilities)));
+    }
     let status = Status::read(thread).ok_or(Error::NoProcess(thread))?;
-    let process = ProcessId {
-        pid: status.thread_group,
-        started: Stat::read(status.thread_group)
-            .ok_or(Error::NoProcess(thread))?
-            .started,
+    let process = match known(status.thread_group) {
+        Some(process) => process,
+        None => ProcessId::leading(status.thread_group).map_err(|_| Error::NoProcess(thread))?,
     };
     let privileges = status.capabilities & (CAP_DAC_OVERRIDE | CAP_DAC_READ_SEARCH);
     let counts = privileges != 0 && same_user_namespace(thread);
-    let credentials = Credentials {
-        uid,
-        gid,
-        groups: status.groups,
-        overrides: counts && privileges & CAP_DAC_OVERRIDE != 0,
-        reads_all: counts && privileges & CAP_DAC_READ_SEARCH != 0,
-    };
-    Ok((process, credentials))
+    let privileges = if counts { privileges } else { 0 };
+    Ok((process, credentials(status.groups, privileges)))
 }
 
-/// A file of `/proc`, whose size is not known before it is read.
+/// The capabilities a thread may use now: what `/proc` tells as `CapEff`, in a tenth of the time.
+fn effective_capabilities(thread: u32) -> Option<u64> {
+    /// `_LINUX_CAPABILITY_VERSION_3`: two words of each set.
+    const VERSION: u32 = 0x2008_0522;
+    /// Effective, permitted, inheritable.
+    type Words = [u32; 3];
+    let mut header = [VERSION, thread];
+    let mut sets: [Words; 2] = Default::default();
+    // SAFETY: both are as the call takes them for this version: the header, a version and a number
+    // of a thread, and two triples of words, which it fills.
+    let failed = unsafe { libc::syscall(libc::SYS_capget, header.as_mut_ptr(), sets.as_mut_ptr()) };
+    (failed == 0).then(|| u64::from(sets[1][0]) << 32 | u64::from(sets[0][0]))
+}
+
+/// A file of `/proc` about one process, whose size is not known before it is read. These are made
+/// all at once, so that a read that does not fill its buffer has come to their end.
 fn read_whole(path: &str) -> io::Result<Vec<u8>> {
     let mut file = fs::File::open(path)?;
     let (mut bytes, mut len) = (vec![0; 4096], 0);
@@ -201,7 +227,10 @@ fn read_whole(path: &str) -> io::Result<Vec<u8>> {
             bytes.resize(2 * len, 0);
         }
         match file.read(&mut bytes[len..]) {
-            Ok(0) => break,
+            Ok(got) if len + got < bytes.len() => {
+                len += got;
+                break;
+            }
             Ok(got) => len += got,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
@@ -285,6 +314,24 @@ mod tests {
         // SAFETY: as above.
         assert!(me.has_thread(unsafe { libc::gettid() } as u32));
         assert!(!me.has_thread(1));
+    }
+
+    #[test]
+    fn a_known_process_may_do_what_an_unknown_one_may() {
+        let me = myself();
+        let who = |known: bool| {
+            // SAFETY: neither has arguments or can fail.
+            let ids = unsafe { (libc::geteuid(), libc::getegid()) };
+            requester(me.pid, ids, |pid| (known && pid == me.pid).then_some(me)).unwrap()
+        };
+        let ((first, unknown), (second, known)) = (who(false), who(true));
+        assert_eq!((first, second), (me, me));
+        let rights = |c: &Credentials| (c.uid, c.gid, c.overrides, c.reads_all);
+        assert_eq!(rights(&unknown), rights(&known));
+        assert!(known.overrides || known.groups == unknown.groups);
+        let status = Status::read(me.pid).unwrap();
+        assert_eq!(effective_capabilities(me.pid), Some(status.capabilities));
+        assert_eq!(effective_capabilities(0x7fff_fff0), None);
     }
 
     #[test]

@@ -120,7 +120,9 @@ impl Offload {
             return Err(Error::NotPermitted);
         };
         let value = Value::parse(request.value, operation)?;
-        let (process, who) = process::requester(request.thread, request.uid, request.gid)?;
+        let ids = (request.uid, request.gid);
+        let known = |pid| self.registry.changes().living(pid);
+        let (process, who) = process::requester(request.thread, ids, known)?;
         let owner = find_owner(process, &who, &value)?;
         let kernel = find_kernel(&self.volume.version(), &who, &value)?;
         Ok(Prepared {
@@ -205,6 +207,7 @@ impl Offload {
             snapshot: Arc::new(Map(target)),
             arguments: prepared.value.arguments.into(),
             timeout: prepared.value.timeout,
+            processor: prepared.value.processor,
             view: prepared.value.view,
             inherited: prepared.value.owner.is_some(),
             ends_with_handles,
@@ -383,6 +386,7 @@ impl Offload {
                     ended.extend(self.registry.remove(&mut owners, &attachment, |_| true));
                 }
             }
+            owners.forget(owner);
         }
         drop(owners);
         // Dropping a snapshot lets go of a version of the filesystem: not under the lock.

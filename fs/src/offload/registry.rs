@@ -43,6 +43,8 @@ pub(super) struct Registration {
     pub(super) arguments: Arc<[u64]>,
     /// Longest run; `None` where the default holds, which grows with the size of a view.
     pub(super) timeout: Option<Duration>,
+    /// Most processor time of a run, where the registration says so.
+    pub(super) processor: Option<Duration>,
     pub(super) view: bool,
     /// It is for the descendants of its owner as well.
     pub(super) inherited: bool,

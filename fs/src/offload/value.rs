@@ -1,8 +1,8 @@
 //! The values of the attributes: which kernel, and how it is to run.
 //!
 //! `KERNEL[;OPTION..]`. KERNEL is an inode number in decimal, or a path from the root of the mount.
-//! Options are `owner=PID`, `view`, `arg=U64[,U64..]` (decimal, or hexadecimal behind `0x`) and
-//! `timeout_ms=N`, each at most once. A NUL at the end, which programs in C leave there, is passed
+//! Options are `owner=PID`, `view`, `arg=U64[,U64..]` (decimal, or hexadecimal behind `0x`),
+//! `timeout_ms=N` and `cpu_ms=N`, each at most once. A NUL at the end, which programs in C leave there, is passed
 //! over.
 
 use std::time::Duration;
@@ -86,6 +86,8 @@ pub struct Value {
     pub arguments: Vec<u64>,
     /// How long an execution may take.
     pub timeout: Option<Duration>,
+    /// How much processor time it may use, where that is to be less.
+    pub processor: Option<Duration>,
 }
 
 impl Value {
@@ -103,6 +105,7 @@ impl Value {
             view: false,
             arguments: Vec::new(),
             timeout: None,
+            processor: None,
         };
         let mut seen: Vec<&str> = Vec::new();
         for part in parts {
@@ -147,25 +150,29 @@ impl Value {
                     )));
                 }
             }
-            ("timeout_ms", Some(value)) => {
-                let ms = value
-                    .parse()
-                    .ok()
-                    .filter(|ms| (1..=TIMEOUT_MS_MAX).contains(ms));
-                let ms = ms.ok_or_else(|| {
-                    bad(format!(
-                        "timeout_ms: '{value}' is no number from 1 to {TIMEOUT_MS_MAX}"
-                    ))
-                })?;
-                self.timeout = Some(Duration::from_millis(ms));
-            }
-            ("owner" | "arg" | "timeout_ms", None) => {
+            ("timeout_ms", Some(value)) => self.timeout = Some(parse_time(name, value)?),
+            ("cpu_ms", Some(value)) => self.processor = Some(parse_time(name, value)?),
+            ("owner" | "arg" | "timeout_ms" | "cpu_ms", None) => {
                 return Err(bad(format!("option '{name}' needs a value")));
             }
             _ => return Err(bad(format!("unknown option '{name}'"))),
         }
         Ok(())
     }
+}
+
+/// The milliseconds that the option of this name has.
+fn parse_time(name: &str, value: &str) -> Result<Duration> {
+    let ms = value
+        .parse()
+        .ok()
+        .filter(|ms| (1..=TIMEOUT_MS_MAX).contains(ms));
+    let ms = ms.ok_or_else(|| {
+        bad(format!(
+            "{name}: '{value}' is no number from 1 to {TIMEOUT_MS_MAX}"
+        ))
+    })?;
+    Ok(Duration::from_millis(ms))
 }
 
 /// A number, decimal or hexadecimal behind `0x`.
@@ -232,13 +239,15 @@ mod tests {
 
     #[test]
     fn options_come_in_any_order() {
-        let value = parsed("/k.o;timeout_ms=250;arg=1,0xff,18446744073709551615;view;owner=42");
+        let value =
+            parsed("/k.o;timeout_ms=250;arg=1,0xff,18446744073709551615;view;cpu_ms=9;owner=42");
         let expected = Value {
             kernel: KernelFile::Path(b"/k.o".to_vec()),
             owner: Some(42),
             view: true,
             arguments: vec![1, 255, u64::MAX],
             timeout: Some(Duration::from_millis(250)),
+            processor: Some(Duration::from_millis(9)),
         };
         assert_eq!(value.unwrap(), expected);
     }
@@ -269,6 +278,8 @@ mod tests {
             (b"/k;arg=18446744073709551616", "no number"),
             (b"/k;timeout_ms=0", "timeout_ms"),
             (b"/k;timeout_ms=1s", "timeout_ms"),
+            (b"/k;cpu_ms", "needs a value"),
+            (b"/k;cpu_ms=60001", "cpu_ms"),
             (b"/k;\xff", "no text"),
         ] {
             let said = problem(value);

@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use warren_bench::on_threads;
@@ -15,6 +16,8 @@ use crate::{kernels, os};
 const WRITE: usize = 128 << 10;
 /// Bytes that a writer writes between two times of making them durable.
 const SYNC: usize = 16 << 20;
+/// The same where a rate is given.
+const SYNC_PACED: usize = 4 << 20;
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
@@ -23,6 +26,9 @@ pub(crate) struct Arguments {
     /// Threads that write.
     #[arg(long, default_value_t = 1)]
     threads: usize,
+    /// MiB per second that all of them write together at most; otherwise as much as they can.
+    #[arg(long)]
+    rate: Option<f64>,
     /// Only counts what is written between these two times of the monotonic clock, in nanoseconds,
     /// and goes on until the second.
     #[arg(long, num_args = 2, value_names = ["FROM", "UNTIL"])]
@@ -49,12 +55,24 @@ pub(crate) fn run(arguments: &Arguments) -> io::Result<Value> {
         return Err(io::Error::other("--between is missing"));
     };
     let counted = AtomicU64::new(0);
+    let pause = arguments.rate.map(|rate| {
+        let bytes_per_second = rate * (1 << 20) as f64 / arguments.threads as f64;
+        (WRITE as f64 / bytes_per_second * 1e9) as u64
+    });
+    let sync = if pause.is_some() { SYNC_PACED } else { SYNC };
     on_threads(arguments.threads, |thread| {
         let file = OpenOptions::new().write(true).open(&arguments.file)?;
         let places = file.metadata()?.len() / WRITE as u64;
         let mut data = vec![0; WRITE];
         let (mut seed, mut unsynced) = (thread as u64, 0);
+        // Not all at the same moment.
+        let mut turn = os::now() + pause.unwrap_or(0) * thread as u64 / arguments.threads as u64;
         loop {
+            if let Some(pause) = pause {
+                let early = turn.saturating_sub(os::now());
+                std::thread::sleep(Duration::from_nanos(early));
+                turn += pause;
+            }
             let began = os::now();
             if began >= until {
                 return file.sync_data();
@@ -64,7 +82,7 @@ pub(crate) fn run(arguments: &Arguments) -> io::Result<Value> {
             let place = u64::from_le_bytes(data[..8].try_into().expect("eight bytes")) % places;
             file.write_all_at(&data, place * WRITE as u64)?;
             unsynced += WRITE;
-            if unsynced >= SYNC {
+            if unsynced >= sync {
                 file.sync_data()?;
                 unsynced = 0;
             }

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use bpf_programs::{Input, Kernel, Runtime};
+use bpf_programs::{Entry, Input, Kernel, Runtime};
 
 /// Heap and output that a native run may use, in bytes.
 const HEAP: u64 = 64 << 20;
@@ -14,15 +14,24 @@ pub(crate) fn named(name: &str) -> io::Result<&'static Kernel> {
 
 /// A kernel as C compiled for this machine.
 pub(crate) struct Native {
-    kernel: &'static Kernel,
+    entry: Entry,
     runtime: Runtime,
     arguments: Vec<u64>,
 }
 
 impl Native {
     pub(crate) fn new(name: &str, arguments: &[u64]) -> io::Result<Native> {
+        Native::of(named(name)?.entry, arguments)
+    }
+
+    /// The same, compiled with vectors.
+    pub(crate) fn vectors(name: &str, arguments: &[u64]) -> io::Result<Native> {
+        Native::of(named(name)?.vectors, arguments)
+    }
+
+    fn of(entry: Entry, arguments: &[u64]) -> io::Result<Native> {
         Ok(Native {
-            kernel: named(name)?,
+            entry,
             runtime: Runtime::new(HEAP, HEAP).map_err(io::Error::other)?,
             arguments: arguments.to_vec(),
         })
@@ -31,7 +40,7 @@ impl Native {
     /// Runs it over bytes in memory.
     pub(crate) fn run(&mut self, data: &[u8]) -> io::Result<&[u8]> {
         let input = Input::view(data, &self.arguments);
-        let done = self.runtime.run(self.kernel.entry, &input);
+        let done = self.runtime.run(self.entry, &input);
         done.map_err(|code| io::Error::other(format!("the kernel returned {code}")))
     }
 }

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use zns_backend::{Geometry, Lba, MemDevice, ZoneId, ZonedDevice};
 
 use crate::kernels::{self, Native};
+use crate::os;
 
 const BLOCK: usize = 4096;
 
@@ -134,8 +135,9 @@ impl OnDevice {
         Ok(begun.elapsed())
     }
 
+    /// Processor time in kernels so far.
     fn in_kernels(&self) -> Duration {
-        Duration::from_nanos(self.activation.statistics().run_ns)
+        Duration::from_nanos(self.activation.statistics().processor_ns)
     }
 }
 
@@ -150,6 +152,7 @@ fn request(file: &Arc<Contents>, offset: u64, size: u64, arguments: &Arc<[u64]>)
         arguments: Arc::clone(arguments),
         limits: Limits {
             time: Duration::from_secs(10),
+            processor: None,
             heap: 64 << 20,
             output: 64 << 20,
             blocks_read: 1 << 30,
@@ -158,21 +161,28 @@ fn request(file: &Arc<Contents>, offset: u64, size: u64, arguments: &Arc<[u64]>)
     }
 }
 
-/// Throughput in MiB/s of every round.
+/// Throughput of every round: MiB per second on the way there and back, and of processor time for
+/// what has no way (`native`, `vectors`, `in_cage`, `in_open`).
 #[derive(Default)]
 struct Rates {
     bytes: usize,
     native: Vec<f64>,
+    vectors: Vec<f64>,
     first: Vec<f64>,
     caged: Vec<f64>,
     in_cage: Vec<f64>,
     uncaged: Vec<f64>,
+    in_open: Vec<f64>,
 }
 
 impl Rates {
     fn of(&self, time: Duration) -> f64 {
-        self.bytes as f64 / (1 << 20) as f64 / time.as_secs_f64()
+        mib(self.bytes) / time.as_secs_f64()
     }
+}
+
+fn mib(bytes: usize) -> f64 {
+    bytes as f64 / (1 << 20) as f64
 }
 
 /// Keeps processors from sleeping deeply while this is open, as the daemon does while requests keep
@@ -192,6 +202,7 @@ pub(crate) fn run(arguments: &Arguments) -> io::Result<Value> {
     kernels::fill(1, &mut data);
     let (storage, file) = place(&data)?;
     let mut native = Native::new(&arguments.kernel, &arguments.arguments)?;
+    let mut vectors = Native::vectors(&arguments.kernel, &arguments.arguments)?;
     let uncaged = OnDevice::new(&storage, &arguments.kernel, true)?;
     uncaged.pass(&file, arguments)?;
     let mut rates = Rates {
@@ -199,25 +210,34 @@ pub(crate) fn run(arguments: &Arguments) -> io::Result<Value> {
         ..Rates::default()
     };
     for _ in 0..arguments.rounds {
-        let begun = Instant::now();
-        for part in data.chunks(arguments.stride) {
-            black_box(native.run(part)?);
+        for (twin, measured) in [
+            (&mut native, &mut rates.native),
+            (&mut vectors, &mut rates.vectors),
+        ] {
+            let begun = os::thread_time();
+            for part in data.chunks(arguments.stride) {
+                black_box(twin.run(part)?);
+            }
+            measured.push(mib(data.len()) / (os::thread_time() - begun).as_secs_f64());
         }
-        rates.native.push(rates.of(begun.elapsed()));
         let caged = OnDevice::new(&storage, &arguments.kernel, false)?;
         rates.first.push(rates.of(caged.pass(&file, arguments)?));
         let before = caged.in_kernels();
         rates.caged.push(rates.of(caged.pass(&file, arguments)?));
         rates.in_cage.push(rates.of(caged.in_kernels() - before));
+        let before = uncaged.in_kernels();
         rates
             .uncaged
             .push(rates.of(uncaged.pass(&file, arguments)?));
+        rates.in_open.push(rates.of(uncaged.in_kernels() - before));
     }
     Ok(json!({
         "native": rates.native,
+        "vectors": rates.vectors,
         "device, first pass": rates.first,
         "device": rates.caged,
         "in the kernel": rates.in_cage,
         "uncaged": rates.uncaged,
+        "in the kernel, uncaged": rates.in_open,
     }))
 }

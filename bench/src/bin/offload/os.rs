@@ -11,6 +11,8 @@ use rustix::fs::XattrFlags;
 
 /// The attribute that has reads answered by a kernel.
 pub(crate) const READ_STREAM: &str = "user.process.csd_read_stream";
+/// The attribute that tells what kernels did and cost.
+pub(crate) const STATISTICS: &str = "user.process.csd_stats";
 
 pub(crate) fn set(file: &Path, name: &str, value: &str) -> io::Result<()> {
     Ok(rustix::fs::setxattr(
@@ -23,6 +25,14 @@ pub(crate) fn set(file: &Path, name: &str, value: &str) -> io::Result<()> {
 
 pub(crate) fn remove(file: &Path, name: &str) -> io::Result<()> {
     Ok(rustix::fs::removexattr(file, name)?)
+}
+
+/// The value of an attribute.
+pub(crate) fn get(file: &Path, name: &str) -> io::Result<Vec<u8>> {
+    let mut value = vec![0; 64 << 10];
+    let len = rustix::fs::getxattr(file, name, &mut value)?;
+    value.truncate(len);
+    Ok(value)
 }
 
 /// Opens for reading, past the page cache if `direct`.
@@ -57,6 +67,17 @@ pub(crate) fn processor() -> (Duration, Duration) {
         Duration::from_secs(t.tv_sec as u64) + Duration::from_micros(t.tv_usec as u64)
     };
     (time(usage.ru_utime), time(usage.ru_stime))
+}
+
+/// Processor time of this thread.
+pub(crate) fn thread_time() -> Duration {
+    // SAFETY: a zeroed `timespec` is a valid one, and the call only writes to it.
+    let time = unsafe {
+        let mut time: libc::timespec = std::mem::zeroed();
+        libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time);
+        time
+    };
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
 /// The monotonic clock in nanoseconds, which processes have in common.

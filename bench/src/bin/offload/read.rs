@@ -54,6 +54,8 @@ struct Pass {
     wall: Duration,
     user: Duration,
     system: Duration,
+    /// Processor time in kernels.
+    kernels: Duration,
     bytes: u64,
     checksum: u32,
 }
@@ -86,6 +88,7 @@ pub(crate) fn run(arguments: &Arguments) -> io::Result<Value> {
         "wall_s": seconds(|pass| pass.wall),
         "user_s": seconds(|pass| pass.user),
         "system_s": seconds(|pass| pass.system),
+        "kernels_s": seconds(|pass| pass.kernels),
         "bytes": passes[0].bytes,
         "checksum": passes[0].checksum,
     }))
@@ -93,6 +96,7 @@ pub(crate) fn run(arguments: &Arguments) -> io::Result<Value> {
 
 /// One pass, from opening the file to its end.
 fn pass(arguments: &Arguments, native: &mut Option<Native>, buffer: &mut [u8]) -> io::Result<Pass> {
+    let kernels = in_kernels(arguments)?;
     let (user, system) = os::processor();
     let begun = Instant::now();
     let file = os::open(&arguments.file, arguments.direct)?;
@@ -113,9 +117,22 @@ fn pass(arguments: &Arguments, native: &mut Option<Native>, buffer: &mut [u8]) -
         wall,
         user: after.0 - user,
         system: after.1 - system,
+        kernels: in_kernels(arguments)?.saturating_sub(kernels),
         bytes,
         checksum,
     })
+}
+
+/// Processor time that kernels of this process have used on the file so far.
+fn in_kernels(arguments: &Arguments) -> io::Result<Duration> {
+    if arguments.attach.is_none() {
+        return Ok(Duration::ZERO);
+    }
+    let told: Value = serde_json::from_slice(&os::get(&arguments.file, os::STATISTICS)?)?;
+    let spent = told[0]["processor_ns"].as_u64();
+    spent
+        .map(Duration::from_nanos)
+        .ok_or_else(|| io::Error::other("the statistics tell no processor time"))
 }
 
 /// How much of the file was gone over in a span of time.

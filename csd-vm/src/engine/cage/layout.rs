@@ -1,16 +1,21 @@
 //! Where the regions of a cage lie.
 //!
 //! From the bottom: the null page, data, call area, stack, heap, output, window; unmapped guards
-//! between them and after the last. The window takes what is left of the power of two.
+//! between them and after the last. The window takes what is left of the power of two. The rest of
+//! the addresses that a program can form ([`REACH`]) is unmapped.
 
 /// Bytes of a page.
 pub const PAGE: u64 = 4096;
+
+/// Bytes of addresses that belong to a cage: programs address them with 32 bits.
+pub const REACH: u64 = 1 << 32;
 
 /// Unmapped bytes before every region and after the last: more than any displacement of an
 /// instruction reaches (32 KiB) added to the largest frame of a function's stack.
 pub(super) const GUARD: u64 = 64 << 10;
 
-/// The largest cage: the mask in compiled code is a sign-extended 32-bit constant.
+/// Most bytes of regions and guards: the mask of atomic operations in compiled code is a
+/// sign-extended 32-bit constant.
 const SIZE_MAX: u64 = 2 << 30;
 
 /// Bytes of the regions of a cage; each is rounded up to whole pages.
@@ -166,7 +171,7 @@ impl Layout {
         Ok(Layout { size, spans })
     }
 
-    /// Bytes of the whole cage, a power of two.
+    /// Bytes from the base to the end of the last guard, a power of two.
     #[must_use]
     pub fn size(&self) -> u64 {
         self.size

@@ -1,9 +1,9 @@
-//! The memory of a program: a power-of-two range of addresses, aligned to its size.
+//! The memory of a program: [`REACH`] bytes of addresses, aligned to as many.
 //!
-//! Compiled code masks every address it loads from or stores to to an offset in the cage and adds
-//! the base; absolute pointers into the cage and plain offsets both work. Nothing else is mapped
-//! in the cage than its regions ([`Layout`]), with the protections the program is to have, and a
-//! guard follows the last byte, so whatever a program does touches memory of its own or faults.
+//! Compiled code takes the lower 32 bits of every address it loads from or stores to and counts
+//! from the base; absolute pointers into the cage and plain offsets both work. Nothing else is
+//! mapped in the cage than its regions ([`Layout`]), with the protections the program is to have,
+//! and a guard follows the last byte, so whatever a program does touches memory of its own or faults.
 //!
 //! Invariants: the pages of the call area, the window and the read-only data are never writable
 //! at their address in the cage (the host writes the call area through a second mapping); what
@@ -21,7 +21,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use self::layout::GUARD;
-pub use self::layout::{CageConfig, CageError, Layout, PAGE, Region, Span};
+pub use self::layout::{CageConfig, CageError, Layout, PAGE, REACH, Region, Span};
 use self::memory::{Mapping, advise, map_file, map_fixed, protect, remove};
 pub use self::pointer::{Access, CageFault, CagePtr, DataImage};
 use super::guard;
@@ -77,10 +77,9 @@ impl Cage {
     /// [`CageError`]: too large, or no address space.
     pub fn new(config: &CageConfig) -> Result<Cage, CageError> {
         let layout = Layout::new(config)?;
-        let size = layout.size();
-        let memory = Mapping::reserve(2 * size + 2 * GUARD)?;
-        let base = (memory.start() + GUARD).next_multiple_of(size);
-        let memory = memory.trim(base - GUARD, size + 2 * GUARD);
+        let memory = Mapping::reserve(2 * REACH + 2 * GUARD)?;
+        let base = (memory.start() + GUARD).next_multiple_of(REACH);
+        let memory = memory.trim(base - GUARD, REACH + 2 * GUARD);
         for region in [Region::Stack, Region::Heap, Region::Output] {
             let span = layout.span(region);
             protect(
@@ -136,12 +135,12 @@ impl Cage {
         self.accessible[region as usize]
     }
 
-    /// Masks `pointer` as compiled code does and tells the range of `len` bytes there if it lies
+    /// Takes `pointer` as compiled code does and tells the range of `len` bytes there if it lies
     /// wholly in one region and allows `access`. Within the window the pages may be unmapped:
     /// accesses then give a [`CageFault`]. Nothing is wrong with no bytes at any place.
     #[must_use]
     pub fn check(&self, pointer: u64, len: u64, access: Access) -> Option<CagePtr> {
-        let offset = pointer & (self.layout.size() - 1);
+        let offset = pointer & (REACH - 1);
         let found = CagePtr { offset, len };
         if len == 0 {
             return Some(found);
@@ -260,7 +259,7 @@ impl Cage {
     /// Without a zero byte, as much as is there.
     #[must_use]
     pub fn text(&self, pointer: u64, max: usize) -> Option<Vec<u8>> {
-        let offset = pointer & (self.layout.size() - 1);
+        let offset = pointer & (REACH - 1);
         let region = self.layout.region_of(offset)?;
         let within = offset - self.layout.span(region).start;
         let there = self.accessible(region).checked_sub(within);
@@ -484,7 +483,7 @@ impl Cage {
     #[cfg(any(test, feature = "fuzzing"))]
     #[must_use]
     pub fn reserved(&self) -> Range<u64> {
-        self.base - GUARD..self.base + self.layout.size() + GUARD
+        self.base - GUARD..self.base + REACH + GUARD
     }
 
     /// Bytes of a region that take memory.
@@ -561,10 +560,7 @@ impl Cage {
 
     /// Where `at` is in memory, all of it in the cage even if it was checked for a larger one.
     fn pointer(&self, at: CagePtr) -> Result<*mut u8, CageFault> {
-        let end = at
-            .offset
-            .checked_add(at.len)
-            .filter(|end| *end <= self.layout.size());
+        let end = at.offset.checked_add(at.len).filter(|end| *end <= REACH);
         end.map(|_| (self.base + at.offset) as *mut u8)
             .ok_or(CageFault(at.offset))
     }

@@ -19,6 +19,7 @@
 mod asm;
 mod inspection;
 mod run;
+mod segment;
 mod signals;
 mod stack;
 

@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicU32, AtomicU64, compiler_fence};
 
 use super::asm;
+use super::segment;
 use super::signals;
 use super::stack::{KernelStack, SignalStack};
 use crate::engine::cage::Cage;
@@ -227,8 +228,8 @@ impl Run {
 /// Runs `program` in `cage` with `arguments` until it ends or `deadline` passes.
 ///
 /// # Safety
-/// The program is code made for this cage by an engine: it accesses memory through the mask of the
-/// cage only, or checked, keeps to the stack it is started on and calls nothing but `dispatcher`.
+/// The program is code made for this cage by an engine: it accesses memory masked into the cage, by
+/// way of the segment of the cage, or checked, keeps to the stack it is started on and calls nothing but `dispatcher`.
 pub(in crate::engine) unsafe fn run(
     program: Program,
     cage: &mut Cage,
@@ -246,6 +247,7 @@ pub(in crate::engine) unsafe fn run(
         let entry = run.prepare(program, cage);
         let stack = cage.layout().span(crate::engine::cage::Region::Stack);
         let stack_end = cage.base() + stack.end();
+        segment::set(cage.base());
         let mut context = Context { cage, helpers };
         run.context.set((&raw mut context).cast());
         let watch = thread.slot.watch(deadline);

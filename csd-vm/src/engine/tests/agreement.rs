@@ -117,6 +117,49 @@ fn every_region_is_there_and_helpers_see_what_programs_wrote() {
     }
 }
 
+/// Loads and stores at several distances from `base`, each from or to `value`, whose contents end up
+/// in the heap: everything is in its first two pages.
+fn accesses(opcode: u8, base: u8, value: u8, heap: u64) -> Vec<u64> {
+    let mut code = vec![];
+    let offsets = [0, 1, 127, 128, 2047, -1, -128, -129];
+    for (at, offset) in (0u64..).zip(offsets) {
+        let other = (value + 1) % 10;
+        code.extend(lddw(value, 0x8182_8384_8586_8788));
+        code.extend(lddw(base, heap + 4096));
+        code.push(slot(0x7a, base, 0, offset, -0x1234_5678));
+        let (dst, src) = match opcode & 7 {
+            1 => (value, base),
+            2 => (base, 0),
+            _ => (base, value),
+        };
+        let constant = if opcode & 7 == 2 { -0x0789_abcd } else { 0 };
+        code.push(slot(opcode, dst, src, offset, constant));
+        code.extend(lddw(other, heap + 8 * at));
+        code.push(store(other, 0, value));
+    }
+    code.push(exit());
+    code
+}
+
+#[test]
+fn every_form_of_access_does_what_the_interpreted_one_does() {
+    let loads = [0x61, 0x69, 0x71, 0x79, 0x81, 0x89, 0x91];
+    let stores = [0x62, 0x6a, 0x72, 0x7a, 0x63, 0x6b, 0x73, 0x7b];
+    let mut cage = cage();
+    let heap = cage.address(Region::Heap);
+    for opcode in loads.into_iter().chain(stores) {
+        for base in 0..=9 {
+            for value in 0..=9 {
+                let code = accesses(opcode, base, value, heap);
+                let [compiled, interpreted] =
+                    engines().map(|engine| outcome(engine, &code, &mut cage).unwrap());
+                assert!(compiled == interpreted, "{opcode:#x} r{base} r{value}");
+                assert!(matches!(compiled.0, Exit::Returned(_)), "{:?}", compiled.0);
+            }
+        }
+    }
+}
+
 /// Registers a random program computes with; r9 holds the base of its memory.
 const COMPUTED: [u8; 9] = [0, 1, 2, 3, 4, 5, 6, 7, 8];
 

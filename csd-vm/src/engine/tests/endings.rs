@@ -161,6 +161,42 @@ fn a_deadline_in_a_helper_ends_the_program_when_it_returns() {
 }
 
 #[test]
+fn what_a_program_waits_for_is_no_processor_time() {
+    let limit = Duration::from_millis(50);
+    let deadline = || Deadline::after(Duration::from_secs(60)).with_processor_time(limit);
+    for engine in engines() {
+        let mut cage = cage();
+        let code = compile(engine, &[call(1), mov(0, 1), exit()], &cage);
+        let mut helpers = With(|_: &mut Cage, _: u32, _: [u64; 5]| {
+            std::thread::sleep(4 * limit);
+            Called::Value(0)
+        });
+        let end = code.run(&mut cage, [0, 0], &mut helpers, deadline());
+        assert_eq!(end, Exit::Returned(1));
+        let [endless, _] = endless();
+        let endless = compile(engine, &endless, &cage);
+        let begun = processor_time();
+        let end = endless.run(&mut cage, [0, 0], &mut NoHelpers, deadline());
+        assert_eq!(end, Exit::TimedOut);
+        let used = processor_time() - begun;
+        let range = limit..limit + OVERRUN_MAX;
+        assert!(range.contains(&used), "{used:?} of {limit:?}");
+        settle();
+    }
+}
+
+/// What this thread has used.
+fn processor_time() -> Duration {
+    // SAFETY: a zeroed `timespec` is a valid one, and the call only writes to it.
+    let time = unsafe {
+        let mut time: libc::timespec = std::mem::zeroed();
+        libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time);
+        time
+    };
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+#[test]
 fn a_worker_goes_on_after_every_ending() {
     for engine in engines() {
         let mut cage = cage();

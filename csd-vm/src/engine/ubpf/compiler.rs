@@ -1,10 +1,14 @@
-//! Programs compiled to machine code whose every load and store is masked into one cage.
+//! Programs compiled to machine code whose every load and store is confined to one cage.
 //!
-//! The base of the cage is part of the code. To compile once for all cages, a program is compiled
-//! for random bases of the cage and of its static data ([`Bases`]), and the 64-bit constants that
-//! are these bases, or addresses in the data, are replaced for each cage. That the right ones are
-//! found is not left to chance: there must be as many as the program has accesses to memory and
-//! addresses of data, and no program can name a base it does not know.
+//! uBPF masks addresses and adds the base of the cage, which is a constant in the code. Plain loads
+//! and stores are then made single instructions that have the base in a segment register (module
+//! `segment`); what stays masked are atomic operations.
+//!
+//! To compile once for all cages, a program is compiled for random bases of the cage and of its
+//! static data ([`Bases`]), and the 64-bit constants that are these bases, or addresses in the data,
+//! are found in the code, and replaced for each cage. That the right ones are found is not left to
+//! chance: there must be as many as the program has accesses to memory and addresses of data, and
+//! no program can name a base it does not know.
 //!
 //! The code lies in pages of its own that are writable while it is made and executable afterwards,
 //! never both.
@@ -13,6 +17,7 @@ use std::ptr::null_mut;
 
 use super::ffi;
 use super::machine::{Machine, outcome};
+use super::segment;
 use crate::engine::cage::{Cage, Layout, Region};
 use crate::engine::{Code, Deadline, Engine, Exit, Helpers, Linked, Prepared, guard};
 
@@ -127,18 +132,42 @@ impl Template {
         let bases = Bases::random()?;
         let instructions = (program.instructions)(bases.data);
         let machine = Machine::load(&instructions, program.functions)?;
-        let code = translate(&machine, instructions.len(), layout, &bases, masking)?;
-        let patches = find(&code, &bases);
-        let expected = expect(&instructions, &bases, masking);
-        let base = |patch: &&(usize, Patch)| matches!(patch.1, Patch::Base);
-        let based = patches.iter().filter(base).count();
-        let found = (based, patches.len() - based);
-        Ok((found == expected).then_some(Template {
+        let mask = mask(layout, masking)?;
+        let mut code = translate(&machine, instructions.len(), mask, &bases)?;
+        let mut patches = find(&code, &bases);
+        let (accesses, addresses) = expect(&instructions, &bases, masking);
+        let based = patches.iter().filter(|patch| patch.1.is_base()).count();
+        if (based, patches.len() - based) != (accesses.len(), addresses) {
+            return Ok(None);
+        }
+        // uBPF goes through the program in order, and so do both of these.
+        let mut accesses = accesses.into_iter();
+        patches.retain(|(at, patch)| {
+            let access = patch.is_base().then(|| accesses.next()).flatten();
+            !access.is_some_and(|slot| segment::replace(&mut code, *at, slot, mask))
+        });
+        Ok(Some(Template {
             layout: *layout,
             code,
             patches,
         }))
     }
+}
+
+impl Patch {
+    fn is_base(&self) -> bool {
+        matches!(self, Patch::Base)
+    }
+}
+
+/// What uBPF masks addresses with; 0 for not at all.
+fn mask(layout: &Layout, masking: Masking) -> Result<i32, String> {
+    let mask = match masking {
+        Masking::On => layout.size() - 1,
+        #[cfg(feature = "measure-uncaged")]
+        Masking::Off => 0,
+    };
+    i32::try_from(mask).map_err(|_| "the cage is too large".to_owned())
 }
 
 impl Prepared for Template {
@@ -163,20 +192,7 @@ impl Prepared for Template {
 }
 
 /// Machine code of the program in `machine`.
-fn translate(
-    machine: &Machine,
-    slots: usize,
-    layout: &Layout,
-    bases: &Bases,
-    masking: Masking,
-) -> Result<Vec<u8>, String> {
-    // uBPF takes 0 for no mask.
-    let mask = match masking {
-        Masking::On => layout.size() - 1,
-        #[cfg(feature = "measure-uncaged")]
-        Masking::Off => 0,
-    };
-    let mask = i32::try_from(mask).map_err(|_| "the cage is too large".to_owned())?;
+fn translate(machine: &Machine, slots: usize, mask: i32, bases: &Bases) -> Result<Vec<u8>, String> {
     let mut code = vec![0; slots * BYTES_PER_SLOT + BYTES_FIXED];
     let mut len = code.len();
     let mut error = null_mut();
@@ -216,11 +232,11 @@ fn find(code: &[u8], bases: &Bases) -> Vec<(usize, Patch)> {
         .collect()
 }
 
-/// How many there must be: one base for each masked access to memory, one address for each
-/// constant.
-fn expect(instructions: &[u64], bases: &Bases, masking: Masking) -> (usize, usize) {
+/// What there must be: the masked accesses to memory, each with one base, in their order; and how
+/// many addresses of data, each a constant.
+fn expect(instructions: &[u64], bases: &Bases, masking: Masking) -> (Vec<u64>, usize) {
     const LDDW: u8 = 0x18;
-    let (mut accesses, mut addresses) = (0, 0);
+    let (mut accesses, mut addresses) = (Vec::new(), 0);
     let mut slots = instructions.iter();
     while let Some(slot) = slots.next() {
         let opcode = *slot as u8;
@@ -228,8 +244,8 @@ fn expect(instructions: &[u64], bases: &Bases, masking: Masking) -> (usize, usiz
             let high = slots.next().map_or(0, |second| second >> 32);
             let value = high << 32 | slot >> 32;
             addresses += usize::from(bases.is_data(value));
-        } else if matches!(opcode & 7, 1..=3) {
-            accesses += usize::from(masking == Masking::On);
+        } else if matches!(opcode & 7, 1..=3) && masking == Masking::On {
+            accesses.push(*slot);
         }
     }
     (accesses, addresses)
@@ -253,9 +269,9 @@ impl Code for Compiled {
             start: self.code.0.start as u64,
             len: self.code.0.len as u64,
         };
-        // SAFETY: uBPF compiled it, bound to this cage: it masks its addresses into there, uses the
-        // stack by balanced pushes and calls, and calls the dispatcher only. The pages are
-        // executable and stay while `self` is borrowed.
+        // SAFETY: uBPF compiled it, bound to this cage: its accesses are masked into there or go by
+        // way of the segment register, it uses the stack by balanced pushes and calls, and calls the
+        // dispatcher only. The pages are executable and stay while `self` is borrowed.
         unsafe { guard::run(program, cage, arguments, helpers, deadline) }
     }
 }
@@ -311,4 +327,37 @@ impl Drop for CodePages {
 
 fn system(what: &str) -> String {
     format!("{what}: {}", std::io::Error::last_os_error())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::cage::CageConfig;
+
+    #[test]
+    fn only_atomic_operations_have_the_base_of_the_cage_in_their_code() {
+        let layout = Layout::new(&CageConfig::default()).unwrap();
+        // Loads, loads that extend a sign, stores of constants and of registers; then, of 4 and of 8
+        // bytes, an addition. Base r1, and what takes other encodings: r6, r7, r8, r10.
+        let plain = [0x61, 0x69, 0x71, 0x79, 0x81, 0x89, 0x91];
+        let constants = [0x62, 0x6a, 0x72, 0x7a];
+        let stores = [0x63, 0x6b, 0x73, 0x7b];
+        let mut code = Vec::new();
+        for base in [1u64, 6, 7, 8, 10] {
+            for offset in [0u64, 8, 0xfff8, 0x1000, 0x8000] {
+                code.extend(plain.map(|opcode| opcode | base << 12 | offset << 16));
+                code.extend(constants.map(|opcode| opcode | base << 8 | offset << 16 | 7 << 32));
+                code.extend(stores.map(|opcode| opcode | base << 8 | offset << 16));
+            }
+        }
+        code.extend([0xc3 | 1 << 8, 0xdb | 1 << 8, 0x95]);
+        let program = Linked {
+            instructions: &|_| code.clone(),
+            functions: &[],
+        };
+        let template = Template::new(&program, &layout, Masking::On)
+            .unwrap()
+            .unwrap();
+        assert_eq!(template.patches.len(), 2);
+    }
 }

@@ -1,8 +1,8 @@
 //! uBPF behind the traits of the engine: the compiler with its pointer cage.
 //!
 //! The C code comes with the crate `async-ebpf`, which carries uBPF with a patch that masks the
-//! addresses of all loads and stores of compiled code. uBPF's own ELF loader and its interpreter
-//! are not used, and its validation is a second line behind this crate's.
+//! addresses of all loads and stores of compiled code; `segment` makes that cheaper. uBPF's own ELF
+//! loader and its interpreter are not used, and its validation is a second line behind this crate's.
 //!
 //! r0, r3 to r9 are 0 at the start, r1 to r5 are 0 after a helper (`guard` clears them): nothing of
 //! the host is left in them, and programs do the same in every run.
@@ -14,6 +14,7 @@
 mod compiler;
 mod ffi;
 mod machine;
+mod segment;
 
 pub use compiler::Compiler;
 #[cfg(feature = "measure-uncaged")]
