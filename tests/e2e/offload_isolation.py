@@ -469,8 +469,8 @@ def kernels_that_end_badly_leave_nothing_to_those_that_run_beside_them(bench):
     expected = sum(data).to_bytes(8, "little")
     gate = Gate()
 
-    def fails(object, wanted):
-        attach(path, object, ";timeout_ms=20")
+    def fails(object, wanted, time_ms):
+        attach(path, object, f";timeout_ms={time_ms}")
         gate.wait()
         with opened(path) as fd:
             while gate.is_open():
@@ -486,7 +486,7 @@ def kernels_that_end_badly_leave_nothing_to_those_that_run_beside_them(bench):
         seen = json.loads(os.getxattr(path, "user.process.csd_stats"))
         assert len(seen) == 1 and seen[0]["failures"] == 0 and seen[0]["executions"] > 3, seen
 
-    children = [forked(lambda: fails(bad[0], errno.EIO)), forked(lambda: fails(bad[1], errno.ETIME))]
+    children = [forked(lambda: fails(bad[0], errno.EIO, 60000)), forked(lambda: fails(bad[1], errno.ETIME, 20))]
     children += [forked(succeeds) for _ in range(4)]
     gate.begin()
     time.sleep(3)

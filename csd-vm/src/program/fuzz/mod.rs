@@ -5,6 +5,7 @@
 //! Everything comes from a seed; the same seed gives the same inputs in the same order.
 
 mod object;
+mod similar;
 mod typed;
 
 pub use self::object::{DataSection, Parts};
