@@ -343,13 +343,18 @@ impl Window {
         let in_order = first == self.next_fill;
         let behind = first + count;
         self.next_fill = behind;
+        if !in_order {
+            // What was asked for elsewhere says nothing about what follows here.
+            self.advised = 0;
+            return;
+        }
         let from = match self.advised > first {
             true => self.advised.max(behind),
             false => first,
         };
         let end = self.size.div_ceil(BLOCK).min(behind + ADVISED_BLOCKS);
         // In few large pieces.
-        if !in_order || from >= end || from.saturating_sub(behind) * 2 > ADVISED_BLOCKS {
+        if from >= end || from.saturating_sub(behind) * 2 > ADVISED_BLOCKS {
             return;
         }
         if self.resolve(source, from, end - from).is_ok() {

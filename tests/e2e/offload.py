@@ -641,6 +641,19 @@ def kernels_that_fail_give_errors_and_change_nothing(bench):
 
 
 @case
+def a_kernel_ends_at_its_processor_time(bench):
+    path = bench.dir / "f"
+    path.write_bytes(text_of(10000))
+    with attached(path, kernel(bench.dir, LOOPS), ";timeout_ms=60000;cpu_ms=100"), opened(path) as fd:
+        begun = time.monotonic()
+        with fails_with(errno.ETIME):
+            os.pread(fd, 4096, 0)
+        assert time.monotonic() - begun < 30, "it had no more processor time"
+        [told] = json.loads(os.getxattr(path, STATS))
+        assert told["timeouts"] == 1 and 100e6 <= told["processor_ns"] < 200e6, told
+
+
+@case
 def endless_kernels_do_not_keep_others_waiting(bench):
     path = bench.dir / "f"
     path.write_bytes(b"abc")
