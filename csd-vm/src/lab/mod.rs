@@ -189,7 +189,7 @@ impl Laboratory {
             .map_err(|reason| format!("validated, but not interpreted: {reason}"))?;
         let expected = self.execute(&interpreted, request)?;
         let (instructions, accesses) = (self.meter.instructions(), self.meter.accesses());
-        if matches!(expected.status, Err(Failure::TimedOut(_))) {
+        if let Err(Failure::TimedOut(_) | Failure::ProcessorTime(_)) = expected.status {
             request.limits.time = ENDLESS;
             self.execute(&compiled, request)?;
             return Ok(Verdict::Endless);

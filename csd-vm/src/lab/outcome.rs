@@ -76,7 +76,7 @@ impl Outcome {
             Err(Failure::StackOverflow) => Ending::StackOverflow,
             Err(Failure::Helper { .. }) => Ending::Helper,
             Err(Failure::Limit(_)) => Ending::Limit,
-            Err(Failure::TimedOut(_)) => Ending::TimedOut,
+            Err(Failure::TimedOut(_) | Failure::ProcessorTime(_)) => Ending::TimedOut,
             Err(_) => Ending::Other,
         }
     }

@@ -72,6 +72,12 @@ impl Bench {
         self.request.arguments = [address].into();
         let outcome = both(&mut self.laboratory, &object, &self.request);
         let target = address.wrapping_add_signed(displacement.into());
+        let is_atomic = kind.0 & 0xc7 == 0xc3;
+        let target = if is_atomic {
+            self.model.of_atomic(target)
+        } else {
+            target
+        };
         let faults = self.model.faults(target, kind.2, kind.3);
         let as_expected = match faults[..] {
             [] => outcome.status == Ok(1),

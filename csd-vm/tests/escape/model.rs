@@ -1,6 +1,6 @@
 //! What of a cage can be accessed: by its layout, byte by byte.
 
-use csd_vm::engine::cage::{Access, Cage, Layout, PAGE, Region};
+use csd_vm::engine::cage::{Access, Cage, Layout, PAGE, REACH, Region};
 use csd_vm::request::Failure;
 
 use crate::FILE;
@@ -34,12 +34,17 @@ impl Model {
 
     /// The mask of addresses.
     pub(crate) fn mask(&self) -> u64 {
-        self.layout.size() - 1
+        REACH - 1
+    }
+
+    /// The address that an atomic operation at `address` takes: it is masked further.
+    pub(crate) fn of_atomic(&self, address: u64) -> u64 {
+        address & (self.layout.size() - 1)
     }
 
     /// Offsets at which something begins or ends.
     pub(crate) fn edges(&self) -> Vec<u64> {
-        let mut edges = vec![0, self.layout.size()];
+        let mut edges = vec![0, self.layout.size(), REACH];
         for (region, accessible, writable_from) in self.regions {
             let span = self.layout.span(region);
             let ends = [0, writable_from, accessible, span.len];

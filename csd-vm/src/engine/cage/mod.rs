@@ -483,7 +483,7 @@ impl Cage {
     #[cfg(any(test, feature = "fuzzing"))]
     #[must_use]
     pub fn reserved(&self) -> Range<u64> {
-        self.base - GUARD..self.base + self.layout.size() + GUARD
+        self.base - GUARD..self.base + REACH + GUARD
     }
 
     /// Bytes of a region that take memory.
@@ -560,10 +560,7 @@ impl Cage {
 
     /// Where `at` is in memory, all of it in the cage even if it was checked for a larger one.
     fn pointer(&self, at: CagePtr) -> Result<*mut u8, CageFault> {
-        let end = at
-            .offset
-            .checked_add(at.len)
-            .filter(|end| *end <= self.layout.size());
+        let end = at.offset.checked_add(at.len).filter(|end| *end <= REACH);
         end.map(|_| (self.base + at.offset) as *mut u8)
             .ok_or(CageFault(at.offset))
     }

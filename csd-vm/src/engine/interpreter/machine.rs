@@ -1,7 +1,7 @@
 //! Registers, calls and the way through a program.
 
 use super::alu;
-use crate::engine::cage::{Access, Cage, PAGE};
+use crate::engine::cage::{Access, Cage, PAGE, REACH};
 use crate::engine::{Frame, guard};
 use crate::program::insn::{CALL, FRAME, Insn, Kind};
 
@@ -279,6 +279,8 @@ impl<'a> Machine<'a> {
         };
         let (operand, compared) = (cut(self.registers[src]), cut(self.registers[0]));
         let old = in_cage(|cage| {
+            // Compiled code masks these, and takes the lower 32 bits of all other addresses.
+            let address = address & (cage.layout().size() - 1);
             let old = read(cage, address, bytes, Access::Write)?;
             let new = alu::updated(insn.imm, old, operand, compared);
             write(cage, address, bytes, new)?;
@@ -323,10 +325,9 @@ fn write(cage: &mut Cage, address: u64, bytes: u8, value: u64) -> Result<(), End
 /// The first of the bytes that cannot be accessed so: where the processor faults. Bytes past the end
 /// of the cage are in the guard behind it.
 fn fault(cage: &Cage, address: u64, bytes: u8, access: Access) -> End {
-    let size = cage.layout().size();
-    let start = address & (size - 1);
+    let start = address & (REACH - 1);
     let can = |offset: &u64| {
-        let checked = (*offset < size).then(|| cage.check(*offset, 1, access));
+        let checked = (*offset < REACH).then(|| cage.check(*offset, 1, access));
         let checked = checked.flatten();
         checked.is_some_and(|at| cage.read_bytes(at, &mut [0]).is_ok())
     };

@@ -3,8 +3,8 @@
 //! It shares nothing with the compiler but the cage and the code around programs: instructions are
 //! decoded and carried out as RFC 9669 has them, in safe code. What both agree on,
 //! to the last bit: results, memory, the helpers that are called and with what, where the
-//! first byte is that cannot be accessed. Addresses are masked into the cage as compiled code
-//! masks them; r0 and r3 to r9 are 0 at the start, r1 to r5 after a helper.
+//! first byte is that cannot be accessed. Addresses are taken as compiled code takes
+//! them; r0 and r3 to r9 are 0 at the start, r1 to r5 after a helper.
 //!
 //! Where they differ: compiled code keeps return addresses on a stack of 512 KiB and overflows it
 //! a few calls after or before the interpreter, which counts them. Of two pages that an access needs
