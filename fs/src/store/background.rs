@@ -131,13 +131,12 @@ impl Store {
         futile > 0 && pressure.version.load(Ordering::Relaxed) + 1 < futile + FUTILE_PAUSE
     }
 
-    /// Notes whether a collection freed anything.
-    pub(super) fn note_collection(&self, freed: usize) {
+    /// Notes whether a collection gained anything.
+    pub(super) fn note_collection(&self, gained: bool) {
         let pressure = &self.background.pressure;
-        let futile = if freed == 0 {
-            pressure.version.load(Ordering::Relaxed) + 1
-        } else {
-            0
+        let futile = match gained {
+            true => 0,
+            false => pressure.version.load(Ordering::Relaxed) + 1,
         };
         pressure.futile.store(futile, Ordering::Relaxed);
     }

@@ -24,6 +24,9 @@ const ATTEMPTS: usize = 4;
 /// Moved runs mapped in one transaction.
 const MOVES_PER_TRANSACTION: usize = 64;
 
+/// A collection that gains less than this part of a zone was futile.
+const GAIN_MIN_PART: u64 = 16;
+
 /// Blocks between live ones up to which they are read along: that takes less time than another
 /// request.
 const GAP_MAX: u64 = 32;
@@ -74,6 +77,8 @@ impl Store {
 
     /// As [`Store::collect`], for a caller that holds the maintenance lock.
     pub(super) fn collect_locked(&self, goal: usize) -> Result<usize> {
+        let unwritten = || self.head.read().zones.unwritten();
+        let before = unwritten();
         let mut freed = self.reclaim()?;
         if freed < goal && self.has_empty_zones() {
             self.checkpoint_locked()?;
@@ -112,7 +117,9 @@ impl Store {
             }
             freed += reset;
         }
-        self.note_collection(freed);
+        // Zones that were reset are no gain if as much was written to move what they held.
+        let least = self.device.geometry().zone_capacity / GAIN_MIN_PART;
+        self.note_collection(unwritten() >= before + least);
         Ok(freed)
     }
 
@@ -385,7 +392,7 @@ impl Relocation<'_> {
         }
         self.store.flush_device()?;
         for group in self.written.chunks(MOVES_PER_TRANSACTION) {
-            let mut txn = self.store.begin_at_once()?;
+            let mut txn = self.store.begin_collecting()?;
             for run in group {
                 let moved = txn.remap(run)?;
                 Counters::add(&self.store.counters.blocks_moved, moved);

@@ -172,6 +172,14 @@ struct Head {
     staged: Staged,
 }
 
+/// Whether a hot chunk may take the last free zones, which are the collector's and the checkpoints'.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reserve {
+    Kept,
+    /// One of them, where no hot zone is open.
+    Used,
+}
+
 /// What a checkpoint contains.
 #[derive(Clone, Copy, Debug, Default)]
 struct Mark {
@@ -290,7 +298,8 @@ impl Limits {
             .min(STRIPES_MAX)
             .min((geometry.zones / 16).max(1)) as usize;
         let dirty_nodes = (cache_bytes / BLOCK_SIZE / 2).clamp(64, capacity as usize);
-        // While a batch of victims is moved: two zones for the copies, one for nodes, one to spare.
+        // While a batch of victims is moved: two zones for the copies, one for nodes, one for the
+        // transactions that map the copies if no hot zone is open.
         let keep_zones = 4;
         let low_zones = keep_zones + 1;
         let high_zones = low_zones + (zones / 20).max(1);
@@ -440,6 +449,7 @@ impl Store {
         head: &'h mut Head,
         blocks: u64,
         bytes: usize,
+        reserve: Reserve,
     ) -> Result<&'h mut OpenChunk> {
         let fits = |chunk: &OpenChunk| chunk.room() >= blocks && chunk.fits_transaction(bytes);
         if !head.open.as_ref().is_some_and(fits) {
@@ -456,7 +466,7 @@ impl Store {
                     self.publish_open_range(None);
                     return Err(Error::TooLarge);
                 }
-                let zone = self.pick_hot_zone(head)?;
+                let zone = self.pick_hot_zone(head, reserve)?;
                 let start = head.zones.next_lba(zone);
                 let limit = head.zones.remaining(zone).min(CHUNK_BLOCKS);
                 let buffer = self.device.buffer(CHUNK_BLOCKS as usize * BLOCK_SIZE);
@@ -477,8 +487,12 @@ impl Store {
 
     /// The zone for the next hot chunk: the last one if it is idle (small commits stay together),
     /// another idle one, a new one while there are fewer than the stripes, any.
-    fn pick_hot_zone(&self, head: &mut Head) -> Result<ZoneId> {
+    fn pick_hot_zone(&self, head: &mut Head, reserve: Reserve) -> Result<ZoneId> {
         let open = head.zones.open_zones(Class::Hot);
+        let keep = match reserve {
+            Reserve::Used if open.is_empty() => 0,
+            _ => self.limits.keep_zones,
+        };
         let idle = |zone: &ZoneId| self.writer.is_idle(*zone);
         let zone = head
             .last_zone
@@ -486,11 +500,8 @@ impl Store {
             .or_else(|| open.iter().copied().find(idle))
             .or_else(|| {
                 let more = open.len() < self.limits.stripes;
-                more.then(|| {
-                    let keep = self.limits.keep_zones;
-                    head.zones.take_free(Class::Hot, keep, head.version)
-                })
-                .flatten()
+                more.then(|| head.zones.take_free(Class::Hot, keep, head.version))
+                    .flatten()
             })
             .or_else(|| {
                 let next = open

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::view::scan_tree;
-use super::{Records, Store, Value};
+use super::{Records, Reserve, Store, Value};
 use crate::catalog::{Key, Tree};
 use crate::checksum;
 use crate::error::{Error, Result};
@@ -112,7 +112,7 @@ impl PinnedView {
         store.check_writable()?;
         let lba = {
             let mut head = store.head.write();
-            let chunk = store.open_chunk(&mut head, 1, 0)?;
+            let chunk = store.open_chunk(&mut head, 1, 0, Reserve::Kept)?;
             let lba = chunk.push_data(ino, 0, block, &[checksum::crc32c(block)]);
             let zone = chunk.zone;
             head.zones.keep_for(zone, self.version);

@@ -10,7 +10,7 @@ use parking_lot::RwLockWriteGuard;
 
 use super::extent::footprint;
 use super::view::scan_tree;
-use super::{Counters, Head, IN_FLIGHT_MAX, Records, Store, Value};
+use super::{Counters, Head, IN_FLIGHT_MAX, Records, Reserve, Store, Value};
 use crate::catalog::{Key, Kind};
 use crate::error::{Error, Result};
 use crate::format::chunk::{CHUNK_BLOCKS, Op, Transaction};
@@ -31,6 +31,7 @@ pub struct Txn<'a> {
     undo: Vec<(Key, Option<Vec<u8>>)>,
     /// Sequence number of the open chunk when the transaction began.
     first_chunk: u64,
+    reserve: Reserve,
 }
 
 impl Store {
@@ -44,11 +45,15 @@ impl Store {
             self.latch("moving failed writes", self.relocate_failed())?;
         }
         self.make_room()?;
-        self.begin_at_once()
+        self.begin_at_once(Reserve::Kept)
     }
 
-    /// Starts a transaction without asking for space, for the collector itself.
-    pub(super) fn begin_at_once(&self) -> Result<Txn<'_>> {
+    /// Starts a transaction of the collector, which frees space and so cannot wait for some.
+    pub(super) fn begin_collecting(&self) -> Result<Txn<'_>> {
+        self.begin_at_once(Reserve::Used)
+    }
+
+    fn begin_at_once(&self, reserve: Reserve) -> Result<Txn<'_>> {
         let head = self.head.write();
         self.check_writable()?;
         Ok(Txn {
@@ -57,6 +62,7 @@ impl Store {
             head: Some(head),
             ops: Vec::new(),
             undo: Vec::new(),
+            reserve,
         })
     }
 }
@@ -224,12 +230,12 @@ impl Txn<'_> {
         data: &[u8],
         crcs: &[u32],
     ) -> Result<Vec<(Lba, u64)>> {
-        let store = self.store;
+        let (store, reserve) = (self.store, self.reserve);
         let head = self.head_mut();
         let mut runs = Vec::new();
         let mut at = 0;
         while at < crcs.len() {
-            let chunk = store.open_chunk(head, 1, 0)?;
+            let chunk = store.open_chunk(head, 1, 0, reserve)?;
             let n = (crcs.len() - at).min(chunk.room() as usize);
             let bytes = &data[at * BLOCK_SIZE..(at + n) * BLOCK_SIZE];
             let lba = chunk.push_data(ino, first + at as u64, bytes, &crcs[at..at + n]);
@@ -252,11 +258,12 @@ impl Txn<'_> {
         if !self.ops.is_empty() {
             let ops = std::mem::take(&mut self.ops);
             let parts = encode_parts(store.next_ino(), ops);
+            let reserve = self.reserve;
             let head = self.head_mut();
             let last = parts.len() - 1;
             for (at, part) in parts.iter().enumerate() {
                 // If there is no chunk for a part, those before it are never continued.
-                let chunk = store.open_chunk(head, 0, part.len())?;
+                let chunk = store.open_chunk(head, 0, part.len(), reserve)?;
                 chunk.push_part(part, at == 0, at == last);
                 if at < last {
                     store.seal_open(head);
@@ -317,7 +324,7 @@ impl Drop for Txn<'_> {
         }
         if sealed {
             // The chunks took zones, and a collection can have them back.
-            self.store.note_collection(1);
+            self.store.note_collection(true);
             self.store.publish_pressure(self.head());
         }
         self.let_go();

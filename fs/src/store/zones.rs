@@ -121,6 +121,18 @@ impl ZoneTable {
         self.geometry.zone_of(lba)
     }
 
+    /// Blocks that can be written before a zone has to be reset.
+    pub(super) fn unwritten(&self) -> u64 {
+        let capacity = self.geometry.zone_capacity;
+        let open = |zone: &Zone| matches!(zone.usage, ZoneUse::Open(_));
+        let partly: u64 = self
+            .iter()
+            .filter(|(_, zone)| open(zone))
+            .map(|(_, zone)| capacity - zone.pointer)
+            .sum();
+        self.free.len() as u64 * capacity + partly
+    }
+
     pub(super) fn free_count(&self) -> usize {
         self.free.len()
     }
