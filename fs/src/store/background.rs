@@ -11,6 +11,7 @@ use parking_lot::{Condvar, Mutex};
 use super::checkpoint::LOG_BLOCKS_MAX;
 use super::{Head, Store};
 use crate::error::Result;
+use crate::format::chunk::{CHUNK_BLOCKS, Class};
 
 /// Longest time a change stays volatile without anybody asking for more, as on ext4.
 const COMMIT_INTERVAL: Duration = Duration::from_secs(5);
@@ -131,6 +132,20 @@ impl Store {
         futile > 0 && pressure.version.load(Ordering::Relaxed) + 1 < futile + FUTILE_PAUSE
     }
 
+    /// Whether the next transaction finds no zone, and something has changed since a collection was of
+    /// no use: then another one is worth its while.
+    fn is_stuck(&self) -> bool {
+        let pressure = &self.background.pressure;
+        let unchanged = pressure.version.load(Ordering::Relaxed) + 1;
+        if pressure.futile.load(Ordering::Relaxed) == unchanged {
+            return false;
+        }
+        let head = self.head.read();
+        let hot = head.zones.open_zones(Class::Hot);
+        let room: u64 = hot.iter().map(|zone| head.zones.remaining(*zone)).sum();
+        head.zones.free_count() <= self.limits.keep_zones && room < 2 * CHUNK_BLOCKS
+    }
+
     /// Notes whether a collection gained anything.
     pub(super) fn note_collection(&self, gained: bool) {
         let pressure = &self.background.pressure;
@@ -159,7 +174,7 @@ impl Store {
         }
         let short = || {
             pressure.free_zones.load(Ordering::Relaxed) <= self.limits.low_zones
-                && !self.collecting_is_futile()
+                && (!self.collecting_is_futile() || self.is_stuck())
         };
         if short() {
             let _one_at_a_time = self.maintenance.lock();
@@ -180,7 +195,9 @@ impl Store {
         while since.elapsed() < VIEW_PATIENCE {
             {
                 let _one_at_a_time = self.maintenance.lock();
-                self.reclaim()?;
+                if self.reclaim()? > 0 {
+                    self.note_collection(true);
+                }
                 let head = self.head.read();
                 // A version that is kept may be kept for ever.
                 let kept = |from, before| self.pins.any_kept_within(from, before);
