@@ -151,6 +151,17 @@ pub trait ZonedDevice: Send + Sync {
     /// [`Error::Unwritten`] at or above the write pointer, [`Error::ZoneOffline`], media errors.
     fn read(&self, lba: Lba, buf: &mut [u8]) -> Result<()>;
 
+    /// Reads several ranges as [`ZonedDevice::read`] does each, at the same time where the device
+    /// can.
+    ///
+    /// # Errors
+    /// The first that a range meets; what the memory of the others holds then is not said.
+    fn read_all(&self, reads: &mut [(Lba, &mut [u8])]) -> Result<()> {
+        reads
+            .iter_mut()
+            .try_for_each(|(lba, buf)| self.read(*lba, buf))
+    }
+
     /// Writes whole blocks at the write pointer of a zone.
     ///
     /// # Errors

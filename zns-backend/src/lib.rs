@@ -14,6 +14,7 @@
 //! | [`TimedDevice`] | any of them with the times of a NAND device |
 
 mod buffer;
+mod burst;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 mod device;

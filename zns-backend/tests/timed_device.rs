@@ -288,3 +288,27 @@ fn the_tally_counts_operations_bytes_and_time_by_kind() {
     let sum: Duration = parts.iter().map(|count| count.time).sum();
     assert_eq!(sum, device.elapsed(), "nothing overlapped");
 }
+
+#[test]
+fn ranges_that_are_read_together_take_as_long_as_the_slowest() {
+    let device = virtual_device();
+    fill(&device, ZoneId(0), 64 * MIB);
+    settle(&device);
+    let starts: Vec<_> = (0..32).map(|i| Lba(i * 499)).collect();
+    let mut blocks = vec![[0; BLOCK]; starts.len()];
+    let mut reads: Vec<_> = starts
+        .iter()
+        .zip(&mut blocks)
+        .map(|(lba, block)| (*lba, &mut block[..]))
+        .collect();
+    let together = time_of(&device, |d| d.read_all(&mut reads).expect("read"));
+    let in_turn = time_of(&device, |d| {
+        for (lba, block) in &mut reads {
+            d.read(*lba, block).expect("read");
+        }
+    });
+    assert!(
+        4 * together < in_turn,
+        "{together:?} together, {in_turn:?} in turn"
+    );
+}

@@ -16,6 +16,8 @@ const DEFAULT_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
 /// Largest request, in bytes. The kernel's own limit is 256 pages unless an administrator raises
 /// it.
 const DEFAULT_REQUEST_BYTES: u32 = 1 << 20;
+/// Four requests: one stream keeps as many under way while it consumes what came before.
+const DEFAULT_READAHEAD_BYTES: u32 = 4 * DEFAULT_REQUEST_BYTES;
 /// Largest request `fuser` has buffers for, in bytes.
 const REQUEST_BYTES_MAX: u64 = 16 << 20;
 /// Smallest request: one page.
@@ -101,7 +103,7 @@ impl Default for MountOptions {
             fsname: None,
             max_read: None,
             max_write: DEFAULT_REQUEST_BYTES,
-            max_readahead: DEFAULT_REQUEST_BYTES,
+            max_readahead: DEFAULT_READAHEAD_BYTES,
             max_background: 128,
             csd_verify: Verify::Off,
             csd_workers: 0,

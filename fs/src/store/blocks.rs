@@ -11,10 +11,11 @@ use crate::error::{Error, Result};
 use crate::types::{BLOCK, BLOCK_SIZE, Ino, Lba};
 
 /// Consecutive blocks of a file that are consecutive on the device.
-struct Run {
-    lba: Lba,
-    start: u64,
-    crcs: Vec<u32>,
+pub(super) struct Run {
+    pub(super) lba: Lba,
+    /// First block of the file.
+    pub(super) start: u64,
+    pub(super) crcs: Vec<u32>,
 }
 
 impl Store {
@@ -63,41 +64,54 @@ impl Store {
         if filled < end {
             holes.push((filled, end));
         }
-        let at = |block: u64| (block - first) as usize * BLOCK_SIZE;
+        let bytes = |blocks: u64| blocks as usize * BLOCK_SIZE;
         for (from, to) in holes {
-            buffer[at(from)..at(to)].fill(0);
+            buffer[bytes(from - first)..bytes(to - first)].fill(0);
         }
+        let mut on_device = Vec::new();
+        let (mut at, mut rest) = (first, buffer);
         for run in runs {
-            let part = &mut buffer[at(run.start)..at(run.start + run.crcs.len() as u64)];
-            self.read_run(open, ino, run.lba, run.start, &run.crcs, part)?;
+            let (_, from_run) = rest.split_at_mut(bytes(run.start - at));
+            let (out, behind) = from_run.split_at_mut(bytes(run.crcs.len() as u64));
+            (at, rest) = (run.start + run.crcs.len() as u64, behind);
+            if !self.copy_from_memory(open, run.lba, out) {
+                on_device.push((run, out));
+            }
         }
-        Ok(())
+        self.read_runs(ino, &mut on_device)
     }
 
-    /// Fills `out` with the blocks at `lba`, whose first is block `start` of the file.
-    pub(super) fn read_run(
-        &self,
-        open: Option<Option<&OpenChunk>>,
-        ino: Ino,
-        lba: Lba,
-        start: u64,
-        crcs: &[u32],
-        out: &mut [u8],
-    ) -> Result<()> {
-        if self.copy_from_memory(open, lba, out) {
-            return Ok(());
-        }
-        self.device.read(lba, out).inspect_err(|error| {
-            tracing::error!("inode {ino} byte {}: {error}", start * BLOCK);
+    /// Fills memory with what the runs say, from the device, all at the same time.
+    pub(super) fn read_runs(&self, ino: Ino, runs: &mut [(Run, &mut [u8])]) -> Result<()> {
+        let outcome = match runs {
+            [] => return Ok(()),
+            [(run, out)] => self.device.read(run.lba, out),
+            _ => {
+                let mut reads: Vec<_> = runs
+                    .iter_mut()
+                    .map(|(run, out)| (run.lba, &mut **out))
+                    .collect();
+                self.device.read_all(&mut reads)
+            }
+        };
+        outcome.inspect_err(|error| {
+            let starts: Vec<_> = runs.iter().map(|(run, _)| run.start * BLOCK).collect();
+            tracing::error!("inode {ino} bytes {starts:?}: {error}");
         })?;
-        Counters::add(&self.counters.blocks_read, crcs.len() as u64);
-        for (i, (block, crc)) in out.chunks_exact(BLOCK_SIZE).zip(crcs).enumerate() {
+        runs.iter()
+            .try_for_each(|(run, out)| self.verify(ino, run, out))
+    }
+
+    /// Compares what was read from the device with its checksums.
+    fn verify(&self, ino: Ino, run: &Run, out: &[u8]) -> Result<()> {
+        Counters::add(&self.counters.blocks_read, run.crcs.len() as u64);
+        for (i, (block, crc)) in out.chunks_exact(BLOCK_SIZE).zip(&run.crcs).enumerate() {
             if checksum::crc32c(block) != *crc {
                 Counters::add(&self.counters.checksum_errors, 1);
                 let error = Error::BadBlock {
                     ino,
-                    offset: (start + i as u64) * BLOCK,
-                    lba: lba.plus(i as u64),
+                    offset: (run.start + i as u64) * BLOCK,
+                    lba: run.lba.plus(i as u64),
                 };
                 tracing::error!("{error}");
                 return Err(error);
@@ -109,7 +123,12 @@ impl Store {
     /// Copies blocks that have not reached the device. A chunk becomes resident before it stops
     /// being the open one, and leaves memory only when it is on the device: looking in this order
     /// misses nothing.
-    fn copy_from_memory(&self, open: Option<Option<&OpenChunk>>, lba: Lba, out: &mut [u8]) -> bool {
+    pub(super) fn copy_from_memory(
+        &self,
+        open: Option<Option<&OpenChunk>>,
+        lba: Lba,
+        out: &mut [u8],
+    ) -> bool {
         match open {
             Some(chunk) => {
                 if chunk.is_some_and(|chunk| chunk.copy_to(lba, out)) {

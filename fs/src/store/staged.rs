@@ -12,6 +12,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
+use super::blocks::Run;
 use super::extent::{Backing, Extent, MAX_MAPPED};
 use super::{Head, Store, Txn};
 use crate::checksum;
@@ -106,7 +107,14 @@ impl Store {
         let Some((lba, crc)) = found else {
             return Ok(false);
         };
-        self.read_run(None, ino, lba, block, &[crc], out)?;
+        if !self.copy_from_memory(None, lba, out) {
+            let run = Run {
+                lba,
+                start: block,
+                crcs: vec![crc],
+            };
+            self.read_runs(ino, &mut [(run, out)])?;
+        }
         drop(view);
         Ok(true)
     }

@@ -52,6 +52,7 @@ pub fn check_all(mut fresh: impl FnMut() -> Arc<dyn ZonedDevice>) {
     check_limits(&*fresh());
     check_bad_arguments(&*fresh());
     check_reads_across_zones(&*fresh());
+    check_reads_together(&*fresh());
     check_map_source(&*fresh());
     queue::check_queue(&*fresh());
     for seed in 0..3 {
@@ -316,6 +317,54 @@ fn check_bad_arguments(device: &dyn ZonedDevice) {
         "{outcome:?}"
     );
     assert_eq!(info(device, Z0), (ZoneState::ImplicitlyOpen, 4));
+}
+
+/// Many ranges at once: of every length, of several zones, over and over, some in memory that no
+/// direct I/O could take.
+fn check_reads_together(device: &dyn ZonedDevice) {
+    let geometry = *device.geometry();
+    let block = geometry.block_size as usize;
+    let written = geometry.zone_capacity - 1;
+    let data = [
+        pattern(&geometry, 1, written),
+        pattern(&geometry, 2, written),
+    ];
+    put(device, Lba(0), 1, written).expect("write");
+    put(device, geometry.zone_start(Z1), 2, written).expect("write");
+    device.read_all(&mut []).expect("read nothing");
+    for shift in [0, 1] {
+        let ranges = (0..100u64).map(|i| {
+            let from = i * 7 % written;
+            (i as usize % 2, from, 1 + i % 9 % (written - from))
+        });
+        let mut buffers: Vec<_> = ranges
+            .clone()
+            .map(|(_, _, blocks)| vec![0; blocks as usize * block + shift])
+            .collect();
+        let mut reads: Vec<_> = ranges
+            .clone()
+            .zip(&mut buffers)
+            .map(|((zone, from, _), buffer)| {
+                let start = geometry.zone_start(ZoneId(zone as u32));
+                (start.plus(from), &mut buffer[shift..])
+            })
+            .collect();
+        device.read_all(&mut reads).expect("read together");
+        for ((zone, from, blocks), buffer) in ranges.zip(&buffers) {
+            let expected = &data[zone][from as usize * block..(from + blocks) as usize * block];
+            assert!(
+                buffer[shift..] == *expected,
+                "zone {zone}, {blocks} from {from}"
+            );
+        }
+    }
+    let (mut good, mut bad) = (vec![0; block], vec![0; block]);
+    let reads = &mut [(Lba(0), &mut good[..]), (Lba(written), &mut bad[..])];
+    let outcome = device.read_all(reads);
+    assert!(
+        matches!(outcome, Err(Error::Unwritten { .. })),
+        "{outcome:?}"
+    );
 }
 
 fn check_reads_across_zones(device: &dyn ZonedDevice) {

@@ -58,7 +58,8 @@ impl DirectFile {
         self.memory_alignment.is_some()
     }
 
-    fn takes(&self, slice: &[u8]) -> bool {
+    /// Whether memory is aligned as the file wants it.
+    pub(crate) fn takes(&self, slice: &[u8]) -> bool {
         self.memory_alignment
             .is_none_or(|alignment| slice.as_ptr().addr().is_multiple_of(alignment))
     }

@@ -53,9 +53,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use io_uring::{cqueue, squeue};
 use parking_lot::{Mutex, MutexGuard};
 
 use crate::buffer::DmaBuffer;
+use crate::burst::Bursts;
 use crate::device::{DeviceQueue, MapSource, ZoneInfo, ZoneState, ZonedDevice};
 use crate::error::{Error, Result};
 use crate::geometry::{Geometry, Lba, ZoneId};
@@ -88,6 +90,7 @@ struct Inner {
     flushes: AtomicU64,
     pool: Option<Arc<Pool>>,
     flusher: Flusher,
+    bursts: Bursts<squeue::Entry, cqueue::Entry>,
 }
 
 /// What the write path of a zone remembers.
@@ -162,6 +165,7 @@ impl FileDevice {
             flushes: AtomicU64::new(0),
             pool: if read_only { None } else { Pool::new().ok() },
             flusher,
+            bursts: Bursts::new(),
         })))
     }
 
@@ -386,6 +390,16 @@ impl ZonedDevice for FileDevice {
                 .read_at(&mut buf[bytes], inner.offset(at))
                 .map_err(|source| inner.io_error("reading", source))
         })
+    }
+
+    fn read_all(&self, reads: &mut [(Lba, &mut [u8])]) -> Result<()> {
+        let together = reads.len() > 1 && reads.iter().all(|(_, buf)| self.0.data.takes(buf));
+        if together && let Some(outcome) = uring::read_all(&self.0, reads) {
+            return outcome;
+        }
+        reads
+            .iter_mut()
+            .try_for_each(|(lba, buf)| self.read(*lba, buf))
     }
 
     fn write(&self, lba: Lba, data: &[u8]) -> Result<()> {

@@ -14,6 +14,7 @@ use io_uring::{Submitter, cqueue, opcode, squeue, types};
 
 use super::{FileDevice, FlushKind, Inner};
 use crate::buffer::DmaBuffer;
+use crate::burst::Transfers;
 use crate::device::{DeviceQueue, Request};
 use crate::error::{Error, Result};
 use crate::geometry::Lba;
@@ -21,7 +22,7 @@ use crate::lanes::Turn;
 use crate::pool::SLOT_BYTES;
 use crate::queue::{SyncQueue, payload};
 use crate::ring::{Ended, Engine, Refused, RingQueue};
-use crate::shared_zones::blocks_in;
+use crate::shared_zones::{blocks_in, by_zone};
 
 /// Longest transfer given to the kernel at once.
 const TRANSFER_BYTES_MAX: u64 = 1 << 30;
@@ -47,6 +48,97 @@ pub(super) fn queue(device: &FileDevice, depth: u32) -> Result<Box<dyn DeviceQue
             _ => Err(Error::io("setting up io_uring", source)),
         },
     }
+}
+
+/// Reads several ranges into memory that the host takes as it is; `None`, and nothing begun, if the
+/// host has no io_uring for us.
+pub(super) fn read_all(inner: &Inner, reads: &mut [(Lba, &mut [u8])]) -> Option<Result<()>> {
+    let mut pending = match Reads::accept(inner, reads) {
+        Ok(pending) => pending,
+        Err(error) => return Some(Err(error)),
+    };
+    inner.bursts.run(&mut pending).ok()?;
+    Some(pending.failed.map_or(Ok(()), Err))
+}
+
+/// Reads of one caller.
+struct Reads<'a> {
+    inner: &'a Inner,
+    /// Offset in the file and memory of what is left of each transfer.
+    parts: Vec<(u64, &'a mut [u8])>,
+    failed: Option<Error>,
+}
+
+impl<'a> Reads<'a> {
+    fn accept(inner: &'a Inner, reads: &'a mut [(Lba, &mut [u8])]) -> Result<Reads<'a>> {
+        let mut parts = Vec::with_capacity(reads.len());
+        for (lba, buffer) in reads {
+            let blocks = blocks_in(&inner.geometry, buffer.len())?;
+            inner.zones.check_read(*lba, blocks)?;
+            let mut rest = &mut **buffer;
+            by_zone(&inner.geometry, *lba, blocks, |at, range| {
+                let len = inner.bytes(range.end - range.start) as usize;
+                let (part, behind) = std::mem::take(&mut rest).split_at_mut(len);
+                parts.push((inner.offset(at), part));
+                rest = behind;
+                Ok(())
+            })?;
+        }
+        Ok(Reads {
+            inner,
+            parts,
+            failed: None,
+        })
+    }
+}
+
+impl Transfers<squeue::Entry, cqueue::Entry> for Reads<'_> {
+    fn count(&self) -> usize {
+        self.parts.len()
+    }
+
+    fn entry(&mut self, index: usize) -> squeue::Entry {
+        let (offset, memory) = &mut self.parts[index];
+        let file = types::Fd(self.inner.data.file().as_raw_fd());
+        let len = (memory.len() as u64).min(TRANSFER_BYTES_MAX) as u32;
+        opcode::Read::new(file, memory.as_mut_ptr(), len)
+            .offset(*offset)
+            .build()
+    }
+
+    fn ended(&mut self, index: usize, event: &cqueue::Entry) -> bool {
+        let result = event.result();
+        if is_passing(result) {
+            return false;
+        }
+        let progress = match u64::try_from(result) {
+            Ok(bytes) => whole_blocks(self.inner, bytes),
+            Err(_) => 0,
+        };
+        if progress == 0 {
+            let source = match result {
+                ..0 => io::Error::from_raw_os_error(-result),
+                _ => io::ErrorKind::UnexpectedEof.into(),
+            };
+            let error = self.inner.io_error("reading", source);
+            self.failed.get_or_insert(error);
+            return true;
+        }
+        let (offset, memory) = &mut self.parts[index];
+        *offset += progress;
+        *memory = &mut std::mem::take(memory)[progress as usize..];
+        memory.is_empty()
+    }
+}
+
+/// Whether a result says no more than that the request has to be made again.
+fn is_passing(result: i32) -> bool {
+    matches!(-result, libc::EINTR | libc::EAGAIN | libc::ECANCELED)
+}
+
+fn whole_blocks(inner: &Inner, bytes: u64) -> u64 {
+    let block = u64::from(inner.geometry.block_size);
+    bytes / block * block
 }
 
 struct FileEngine {
@@ -198,7 +290,7 @@ impl Engine for FileEngine {
 
     fn advance(&self, mut work: Work, event: &cqueue::Entry) -> std::result::Result<Work, Ended> {
         let result = event.result();
-        if matches!(-result, libc::EINTR | libc::EAGAIN | libc::ECANCELED) {
+        if is_passing(result) {
             return Ok(work);
         }
         let (doing, total) = match &work.kind {
@@ -208,8 +300,7 @@ impl Engine for FileEngine {
         };
         let mut failed = (result < 0).then(|| io::Error::from_raw_os_error(-result));
         if result >= 0 && work.done < total {
-            let block = u64::from(self.inner().geometry.block_size);
-            let progress = result as u64 / block * block;
+            let progress = whole_blocks(self.inner(), result as u64);
             work.done += progress;
             if progress == 0 {
                 failed = Some(io::ErrorKind::UnexpectedEof.into());

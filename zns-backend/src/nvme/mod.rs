@@ -18,7 +18,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::OnceLock;
 
+use io_uring::cqueue::Entry32;
+use io_uring::squeue::Entry128;
+
 use crate::buffer::DmaBuffer;
+use crate::burst::Bursts;
 use crate::device::{DeviceQueue, MapSource, ZoneInfo, ZonedDevice};
 use crate::error::{Error, Result};
 use crate::geometry::{Geometry, Lba, ZoneId};
@@ -39,6 +43,7 @@ struct Inner {
     _block: Option<std::fs::File>,
     /// Whether the kernel takes commands through io_uring, once that was tried.
     uring: OnceLock<bool>,
+    bursts: Bursts<Entry128, Entry32>,
 }
 
 impl NvmeDevice {
@@ -60,6 +65,7 @@ impl NvmeDevice {
             namespace: Namespace::open(channel, name, request_bytes_max, pool, read_only)?,
             _block: block,
             uring: OnceLock::new(),
+            bursts: Bursts::new(),
         })))
     }
 
@@ -84,7 +90,21 @@ impl ZonedDevice for NvmeDevice {
     }
 
     fn read(&self, lba: Lba, buf: &mut [u8]) -> Result<()> {
-        self.namespace().read(lba, buf)
+        if self.namespace().takes_one_command(lba, buf.len()) {
+            return self.namespace().read(lba, buf);
+        }
+        self.read_all(&mut [(lba, buf)])
+    }
+
+    fn read_all(&self, reads: &mut [(Lba, &mut [u8])]) -> Result<()> {
+        if uring::is_available(self)
+            && let Some(outcome) = uring::read_all(self, reads)
+        {
+            return outcome;
+        }
+        reads
+            .iter_mut()
+            .try_for_each(|(lba, buf)| self.namespace().read(*lba, buf))
     }
 
     fn write(&self, lba: Lba, data: &[u8]) -> Result<()> {

@@ -267,8 +267,14 @@ impl<C: Channel> Namespace<C> {
         }
     }
 
+    /// Whether a transfer of `bytes` from `lba` on is no longer than one command can be.
+    pub(crate) fn takes_one_command(&self, lba: Lba, bytes: usize) -> bool {
+        let blocks = bytes as u64 / u64::from(self.geometry.block_size);
+        self.piece_blocks(lba, blocks) == blocks
+    }
+
     /// Calls `each` with (first block, range of bytes) of every command that a transfer takes.
-    fn in_pieces(
+    pub(crate) fn in_pieces(
         &self,
         lba: Lba,
         blocks: u64,

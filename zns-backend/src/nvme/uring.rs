@@ -17,14 +17,16 @@ use super::NvmeDevice;
 use super::command::{Command, Failure};
 use super::passthru::{URING_IO, uring_area};
 use super::request::{Span, Work};
-use super::status::Status;
+use super::status::{Attempt, Status};
 use crate::buffer::DmaBuffer;
+use crate::burst::Transfers;
 use crate::device::{DeviceQueue, Request};
 use crate::error::{Error, Result};
 use crate::geometry::Lba;
 use crate::lanes::Turn;
 use crate::pool::SLOT_BYTES;
 use crate::ring::{Ended, Engine, Refused, RingQueue};
+use crate::shared_zones::blocks_in;
 
 /// The namespace's index among the registered files.
 const NAMESPACE: types::Fixed = types::Fixed(0);
@@ -94,6 +96,96 @@ pub(super) fn queue(device: &NvmeDevice, depth: u32) -> Result<Box<dyn DeviceQue
     RingQueue::new(engine, depth)
         .map(|queue| Box::new(queue) as Box<dyn DeviceQueue>)
         .map_err(|source| Error::io("setting up io_uring", source))
+}
+
+/// Reads several ranges, all their commands at the same time; `None`, and nothing begun, if there
+/// is no ring to be had.
+pub(super) fn read_all(device: &NvmeDevice, reads: &mut [(Lba, &mut [u8])]) -> Option<Result<()>> {
+    let mut pending = match Reads::accept(device, reads) {
+        Ok(pending) => pending,
+        Err(error) => return Some(Err(error)),
+    };
+    device.0.bursts.run(&mut pending).ok()?;
+    Some(pending.failed.map_or(Ok(()), Err))
+}
+
+/// Reads of one caller.
+struct Reads<'a> {
+    device: &'a NvmeDevice,
+    /// First block and memory of each command.
+    commands: Vec<(Lba, &'a mut [u8])>,
+    failed: Option<Error>,
+}
+
+impl<'a> Reads<'a> {
+    fn accept(device: &'a NvmeDevice, reads: &'a mut [(Lba, &mut [u8])]) -> Result<Reads<'a>> {
+        let namespace = device.namespace();
+        let mut commands = Vec::with_capacity(reads.len());
+        for (lba, buffer) in reads {
+            let blocks = blocks_in(&namespace.geometry, buffer.len())?;
+            namespace.check_read(*lba, blocks)?;
+            let mut rest = &mut **buffer;
+            namespace.in_pieces(*lba, blocks, |at, bytes| {
+                let (part, behind) = std::mem::take(&mut rest).split_at_mut(bytes.len());
+                commands.push((at, part));
+                rest = behind;
+                Ok(())
+            })?;
+        }
+        Ok(Reads {
+            device,
+            commands,
+            failed: None,
+        })
+    }
+
+    fn blocks(&self, index: usize) -> u64 {
+        let block = self.device.namespace().geometry.block_bytes();
+        (self.commands[index].1.len() / block) as u64
+    }
+}
+
+impl Transfers<Entry128, Entry32> for Reads<'_> {
+    fn count(&self) -> usize {
+        self.commands.len()
+    }
+
+    fn entry(&mut self, index: usize) -> Entry128 {
+        let blocks = self.blocks(index);
+        let channel = &self.device.namespace().channel;
+        let (lba, memory) = &mut self.commands[index];
+        let area = uring_area(
+            Command::read(*lba, blocks),
+            channel.namespace(),
+            memory.as_mut_ptr() as u64,
+            memory.len() as u32,
+        );
+        opcode::UringCmd80::new(types::Fd(channel.file().as_raw_fd()), URING_IO)
+            .cmd(area)
+            .build()
+    }
+
+    fn ended(&mut self, index: usize, event: &Entry32) -> bool {
+        let failure = match event.result() {
+            0 => return true,
+            status @ 1.. => Failure::Refused(Status(status as u16)),
+            errno if never_began(errno) => return false,
+            errno => Failure::Host(io::Error::from_raw_os_error(-errno)),
+        };
+        let attempt = Attempt {
+            action: "reading",
+            lba: self.commands[index].0,
+            blocks: self.blocks(index),
+        };
+        let error = self.device.namespace().error(failure, attempt);
+        self.failed.get_or_insert(error);
+        true
+    }
+}
+
+/// Whether a command never reached the device: no tag was free, or the submitting thread ended.
+fn never_began(errno: i32) -> bool {
+    matches!(-errno, libc::EAGAIN | libc::ECANCELED)
 }
 
 struct NvmeEngine {
@@ -179,9 +271,8 @@ impl Engine for NvmeEngine {
                 let failure = Failure::Refused(Status(status as u16));
                 Err(tracked.work.failed(namespace, failure))
             }
+            errno if never_began(errno) => Ok(tracked),
             errno => match -errno {
-                // Never reached the device: no tag was free, or the submitting thread ended.
-                libc::EAGAIN | libc::ECANCELED => Ok(tracked),
                 libc::EINVAL if tracked.fixed => {
                     if self.fixed.swap(false, Ordering::Relaxed) {
                         let name = &namespace.name;

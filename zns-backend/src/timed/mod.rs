@@ -254,6 +254,15 @@ impl ZonedDevice for TimedDevice {
         self.timed(Shape::Read(buf.len()), result).map(drop)
     }
 
+    fn read_all(&self, reads: &mut [(Lba, &mut [u8])]) -> Result<()> {
+        self.0.device.read_all(reads)?;
+        let end =
+            |(lba, buf): &(Lba, &mut [u8])| self.plan_request(Shape::Read(buf.len()), &Ok(*lba));
+        // They begin together, and the last to end is waited for.
+        self.pass(reads.iter().map(end).max().unwrap_or(0));
+        Ok(())
+    }
+
     fn write(&self, lba: Lba, data: &[u8]) -> Result<()> {
         let result = self.0.device.write(lba, data).map(|()| lba);
         self.timed(Shape::Write(data.len()), result).map(drop)
