@@ -418,14 +418,14 @@ impl Filesystem for Adapter {
         READ_BUFFER.with_borrow_mut(|buffer| {
             let _absence = self.gate.step_out();
             let result = self.core.run("read", ino, |volume| {
-                if let Some(owner) = session {
-                    let mut own = Vec::new();
-                    if volume.read_atomic(ino, owner, offset, size as usize, &mut own)? {
-                        room(buffer, own.len()).copy_from_slice(&own);
-                        return Ok(0..own.len());
-                    }
+                let size = size as usize;
+                if let Some(owner) = session
+                    && let Some(range) =
+                        volume.read_atomic(ino, owner, offset, size, |len| room(buffer, len))?
+                {
+                    return Ok(range);
                 }
-                volume.read_with(ino, offset, size as usize, |len| room(buffer, len))
+                volume.read_with(ino, offset, size, |len| room(buffer, len))
             });
             match result {
                 Ok(range) => reply.data(buffer.as_deref().map_or(&[], |bytes| &bytes[range])),
