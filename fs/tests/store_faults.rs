@@ -1,5 +1,5 @@
-//! The store on devices that fail: what was acknowledged stays, nobody waits for ever, and the
-//! zones that nothing is wrong with stay in use.
+//! The store on devices that fail or run out of zones: what was acknowledged stays, nobody waits for
+//! ever, and the zones that nothing is wrong with stay in use.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -473,4 +473,50 @@ fn a_kept_version_finds_blocks_whose_write_failed_where_they_went() {
         drop(kept);
         sound(&store);
     }
+}
+
+/// Files of one zone each, the parts of a file that are overwritten at a time, and the blocks of each.
+const FILES: u64 = 12;
+const PARTS: u64 = 20;
+const PART: u64 = 20;
+
+/// The file and the block that a round overwrites from: the first parts of all files, then the second
+/// ones, and so on.
+fn overwritten(round: u64) -> (u64, u64) {
+    (100 + round % FILES, round / FILES % PARTS * PART)
+}
+
+fn overwrite(store: &Store, round: u64) -> Result<()> {
+    let (ino, first) = overwritten(round);
+    write(store, ino, first, 1 + round, PART)
+}
+
+#[test]
+fn a_writer_that_found_no_zone_collects_again_when_no_version_is_kept_any_more() {
+    let device = device(24, 400);
+    let store = formatted(&device, false);
+    for file in 0..FILES {
+        write(&store, 100 + file, 0, 0, 400).unwrap();
+    }
+    store.checkpoint().unwrap();
+    // What it refers to, in part dead, is in most of the zones and cannot be collected.
+    let kept = store.pinned_view();
+    let refused = (0..).filter_map(|round| overwrite(&store, round).err());
+    for error in refused.take(40) {
+        assert!(matches!(error, Error::NoSpace), "{error}");
+    }
+    drop(kept);
+    // More than all zones hold.
+    let rounds = 3 * FILES * PARTS;
+    for round in 0..rounds {
+        let outcome = overwrite(&store, round);
+        assert!(outcome.is_ok(), "round {round}: {outcome:?}");
+    }
+    for round in rounds - FILES * PARTS..rounds {
+        let (ino, first) = overwritten(round);
+        let found = read(&store, ino, first, PART);
+        assert!(found == blocks(1 + round, PART), "round {round}");
+    }
+    store.sync(store.position()).unwrap();
+    sound(&store);
 }

@@ -89,7 +89,7 @@ impl Core {
             .filter(|of| from_cache || handle.is_some_and(|handle| *of == owner(handle)))
     }
 
-    /// Whether a handle that was just opened has to stay away from a file for now.
+    /// Whether a handle that was just opened has to wait for the end of a session of the file.
     fn must_wait(&self, ino: Ino, makes_dirty: bool) -> bool {
         let of = self.volume.atomic_owner(ino);
         of.is_some_and(|of| is_cached(of) || makes_dirty)

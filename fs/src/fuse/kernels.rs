@@ -10,11 +10,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use fuser::{
-    Errno, FileHandle, FopenFlags, INodeNo, LockOwner, Notifier, ReplyData, ReplyEmpty, ReplyWrite,
-    Request,
+    Errno, FileHandle, FopenFlags, INodeNo, Notifier, ReplyData, ReplyEmpty, ReplyWrite, Request,
 };
 
 use super::Adapter;
+use super::data::{FileRead, FileWrite, Place};
 use super::ops::answer;
 use crate::offload::value::Attribute;
 use crate::offload::{PageCache, ReadJob, Requester, SetRequest, WriteJob, WriteRequest};
@@ -48,22 +48,6 @@ fn requester(request: &Request) -> Requester {
     }
 }
 
-/// A read for kernels.
-pub(super) struct KernelRead {
-    pub(super) ino: Ino,
-    pub(super) offset: u64,
-    pub(super) size: u32,
-}
-
-/// A write for kernels.
-pub(super) struct KernelWrite<'a> {
-    pub(super) ino: Ino,
-    pub(super) offset: u64,
-    pub(super) data: &'a [u8],
-    pub(super) kill_privileges: bool,
-    pub(super) sync: bool,
-}
-
 impl Adapter {
     /// The handle of a file opened with `flags` of open(2), and how it is cached.
     ///
@@ -72,14 +56,9 @@ impl Adapter {
     /// and writes the kernel passes by the cache: with FOPEN_DIRECT_IO it would keep showing the
     /// mtime it owns and never move it (Linux 6.18). A handle that kernels answer has to do with
     /// that; and it leaves alone what others have cached.
-    pub(super) fn handle(
-        &self,
-        request: &Request,
-        ino: Ino,
-        flags: i32,
-    ) -> (FileHandle, FopenFlags) {
+    pub(super) fn handle(&self, caller: &Caller, ino: Ino, flags: i32) -> (FileHandle, FopenFlags) {
         let uncached = self.options.direct_io || flags & libc::O_DIRECT != 0;
-        let opened = self.core.offload.open(ino, request.pid(), uncached);
+        let opened = self.core.offload.open(ino, caller.pid, uncached);
         let direct = FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES;
         let cached = if opened.bound {
             direct | FopenFlags::FOPEN_KEEP_CACHE
@@ -106,48 +85,38 @@ impl Adapter {
     }
 
     /// What kernels have to do with a read.
-    pub(super) fn read_job(
-        &self,
-        request: &Request,
-        ino: Ino,
-        handle: FileHandle,
-        locks: Option<LockOwner>,
-    ) -> Option<ReadJob> {
-        locks?;
+    pub(super) fn read_job(&self, request: &Request, read: &FileRead) -> Option<ReadJob> {
+        read.locks?;
         self.core
             .offload
-            .read_job(ino, number(handle)?, requester(request))
+            .read_job(read.ino, number(read.handle)?, requester(request))
     }
 
     /// What kernels have to do with a write.
-    pub(super) fn write_job(
-        &self,
-        request: &Request,
-        ino: Ino,
-        handle: FileHandle,
-        locks: Option<LockOwner>,
-    ) -> Option<WriteJob> {
-        locks?;
+    pub(super) fn write_job(&self, request: &Request, write: &FileWrite<'_>) -> Option<WriteJob> {
+        write.locks.filter(|_| !write.from_cache)?;
         self.core
             .offload
-            .write_job(ino, number(handle)?, requester(request))
+            .write_job(write.ino, number(write.handle)?, requester(request))
     }
 
     /// Whether a copy is to go through kernels: then it must be made of reads and writes.
     pub(super) fn copies_through_kernels(
         &self,
         request: &Request,
-        (from, from_handle): (Ino, FileHandle),
-        (to, to_handle): (Ino, FileHandle),
+        from: &Place,
+        to: &Place,
     ) -> bool {
         let (offload, who) = (&self.core.offload, requester(request));
-        number(from_handle).is_some_and(|n| offload.read_job(from, n, who).is_some())
-            || number(to_handle).is_some_and(|n| offload.write_job(to, n, who).is_some())
+        number(from.handle).is_some_and(|n| offload.read_job(from.ino, n, who).is_some())
+            || number(to.handle).is_some_and(|n| offload.write_job(to.ino, n, who).is_some())
     }
 
     /// Has kernels answer a read. A panic leaves the reply to its destructor, which answers EIO.
-    pub(super) fn read_through_kernels(&self, job: ReadJob, read: KernelRead, reply: ReplyData) {
-        let KernelRead { ino, offset, size } = read;
+    pub(super) fn read_through_kernels(&self, job: ReadJob, read: &FileRead, reply: ReplyData) {
+        let FileRead {
+            ino, offset, size, ..
+        } = *read;
         let then = Box::new(
             move |answer: std::result::Result<&[u8], i32>| match answer {
                 Ok(bytes) => reply.data(bytes),
@@ -167,7 +136,7 @@ impl Adapter {
     pub(super) fn write_through_kernels(
         &self,
         job: WriteJob,
-        write: &KernelWrite<'_>,
+        write: &FileWrite<'_>,
         reply: ReplyWrite,
     ) {
         let ino = write.ino;
@@ -185,7 +154,7 @@ impl Adapter {
             offset: write.offset,
             data: write.data.to_vec(),
             kill_privileges: write.kill_privileges,
-            sync: write.sync,
+            sync: write.commits(),
         };
         let _absence = self.gate.step_out();
         // An error here means that changes are refused: the reply was dropped, and answers EIO.

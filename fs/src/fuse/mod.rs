@@ -13,11 +13,18 @@
 //!   kernel takes that to mean "never ask again"; likewise `flush`, which has nothing to do.
 //! - POSIX and BSD locks stay in the kernel.
 //!
+//! What lies where: `ops` has the requests, one method each, and those that are a call of the volume;
+//! `data` reads, writes and copies, `directory` finds, creates and lists, `xattr` and `atomic` have
+//! attributes and ioctls, `kernels` what kernels answer; `dirty` and `write_out` deal with what the page
+//! cache has and we have not, `session` with the life of a mount.
+//!
 //! A request that panics is answered with EIO, logged, and ends all changes of this mount: the
 //! state in memory may be half changed.
 
 mod atomic;
 mod convert;
+mod data;
+mod directory;
 mod dirty;
 mod gate;
 mod guard;

@@ -1,9 +1,7 @@
 //! The requests, one method each: take apart, call the volume, answer.
 
-use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::io;
-use std::ops::ControlFlow;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::SystemTime;
@@ -16,39 +14,16 @@ use fuser::{
     ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
-use zns_backend::DmaBuffer;
-
+use super::data::{FileRead, FileWrite, Place};
 use super::dirty::{Pending, PendingSeek};
-use super::kernels::{HANDLE_DIRECT, HANDLE_OWN, KernelRead, KernelWrite};
-use super::{Adapter, GENERATION, convert};
-use crate::error::{Error, Result};
+use super::kernels::HANDLE_OWN;
+use super::{Adapter, convert};
 use crate::types::{BLOCK_SIZE, Ino};
 use crate::volume::Volume;
-use crate::volume::types::{Attributes, Caller, FileKind, SetAttributes, Time};
+use crate::volume::types::{Caller, SetAttributes};
 
 /// Longest name of an entry, in bytes.
 const NAME_LEN_MAX: u32 = 255;
-/// Most bytes one copy request moves, so that it can be interrupted and its length fits the reply.
-const COPY_LEN_MAX: u64 = 64 << 20;
-/// Entries fetched from the volume at a time by `readdirplus`.
-const READDIRPLUS_BATCH: usize = 64;
-
-thread_local! {
-    /// Read buffer of an event loop, kept from request to request. Its alignment lets devices
-    /// transfer to it directly.
-    static READ_BUFFER: RefCell<Option<DmaBuffer>> = const { RefCell::new(None) };
-}
-
-/// The first `len` bytes of `buffer`, replaced by a larger one if it is shorter.
-fn room(buffer: &mut Option<DmaBuffer>, len: usize) -> &mut [u8] {
-    if buffer.as_ref().is_none_or(|buffer| buffer.len() < len) {
-        // Let go of first, so that never both are in memory.
-        *buffer = None;
-    }
-    let buffer = buffer.get_or_insert_with(|| DmaBuffer::new(len.next_power_of_two()));
-    &mut buffer[..len]
-}
-
 pub(super) fn answer(reply: ReplyEmpty, result: std::result::Result<(), Errno>) {
     match result {
         Ok(()) => reply.ok(),
@@ -63,68 +38,6 @@ fn ends_privileges(caller: &Caller, set: &SetAttributes) -> bool {
     set.uid.is_some() || set.gid.is_some() || (set.size.is_some() && caller.uid != 0)
 }
 
-/// Creates a regular file, or takes the one another name cache did not know of.
-fn create_or_find(
-    volume: &Volume,
-    caller: &Caller,
-    parent: Ino,
-    name: &[u8],
-    mode: u32,
-    flags: i32,
-) -> Result<Attributes> {
-    let mode = libc::S_IFREG | (mode & 0o7777);
-    match volume.mknod(caller, parent, name, mode, 0) {
-        Err(Error::Exists) if flags & libc::O_EXCL == 0 => {
-            let found = volume.lookup(parent, name)?;
-            match found.kind {
-                FileKind::Directory => Err(Error::IsDirectory),
-                _ => Ok(found),
-            }
-        }
-        created => created,
-    }
-}
-
-/// An entry of a directory with its name owned, and what is known of its inode.
-struct ListedEntry {
-    cookie: u64,
-    name: Vec<u8>,
-    attributes: Attributes,
-}
-
-/// The next entries behind `cookie` and their attributes. The attributes are read after the
-/// listing, outside of it; entries that have vanished in between are left out. The second value
-/// is the cookie of the last entry listed, or `None` at the end of the directory.
-fn list_with_attributes(
-    volume: &Volume,
-    dir: Ino,
-    cookie: u64,
-) -> Result<(Vec<ListedEntry>, Option<u64>)> {
-    let mut names = Vec::with_capacity(READDIRPLUS_BATCH);
-    volume.readdir(dir, cookie, &mut |entry| {
-        names.push((entry.cookie, entry.ino, entry.name.to_vec()));
-        if names.len() < READDIRPLUS_BATCH {
-            ControlFlow::Continue(())
-        } else {
-            ControlFlow::Break(())
-        }
-    })?;
-    let last = names.last().map(|(cookie, ..)| *cookie);
-    let mut entries = Vec::with_capacity(names.len());
-    for (cookie, ino, name) in names {
-        match volume.getattr(ino) {
-            Ok(attributes) => entries.push(ListedEntry {
-                cookie,
-                name,
-                attributes,
-            }),
-            Err(Error::NotFound) => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok((entries, last))
-}
-
 impl Filesystem for Adapter {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
         self.configure(config);
@@ -133,28 +46,7 @@ impl Filesystem for Adapter {
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let _turn = self.gate.turn();
-        let parent = convert::ino(parent);
-        let result = self.core.run("lookup", parent, |volume| {
-            // "." is asked of files too, when an exported file handle is resolved.
-            let found = if name.as_bytes() == b"." {
-                volume.getattr(parent)
-            } else {
-                volume.lookup(parent, name.as_bytes())
-            };
-            match found {
-                Ok(found) => Ok(Some(found)),
-                Err(Error::NotFound) => Ok(None),
-                Err(error) => Err(error),
-            }
-        });
-        match result {
-            Ok(Some(found)) => self.reply_entry(reply, Ok(found)),
-            Ok(None) if name.as_bytes() == b"." || name.as_bytes() == b".." => {
-                reply.error(Errno::ESTALE);
-            }
-            Ok(None) => self.reply_absent(reply),
-            Err(errno) => reply.error(errno),
-        }
+        self.look_up(convert::ino(parent), name.as_bytes(), reply);
     }
 
     fn forget(&self, _: &Request, ino: INodeNo, count: u64) {
@@ -352,7 +244,7 @@ impl Filesystem for Adapter {
                 if self.makes_dirty(flags.0) {
                     self.core.writers.add(ino);
                 }
-                let (handle, cached) = self.handle(request, ino, flags.0);
+                let (handle, cached) = self.handle(&caller, ino, flags.0);
                 self.admit(ino, handle, flags.0, move |outcome| match outcome {
                     Ok(()) => reply.opened(handle, cached),
                     Err(errno) => reply.error(errno),
@@ -374,27 +266,7 @@ impl Filesystem for Adapter {
     ) {
         let _turn = self.gate.turn();
         let (parent, caller) = (convert::ino(parent), convert::caller(request, umask));
-        let result = self.change_entries("create", parent, |volume| {
-            let file = create_or_find(volume, &caller, parent, name.as_bytes(), mode, flags)?;
-            volume.open_handle(&caller, file.ino, flags & libc::O_TRUNC != 0)?;
-            Ok(file)
-        });
-        match result {
-            Ok(file) => {
-                self.core.volume.remember(file.ino);
-                if self.makes_dirty(flags) {
-                    self.core.writers.add(file.ino);
-                }
-                let (handle, cached) = self.handle(request, file.ino, flags);
-                let timeout = self.options.attr_timeout.min(self.options.entry_timeout);
-                let attributes = convert::attributes(&file);
-                self.admit(file.ino, handle, flags, move |outcome| match outcome {
-                    Ok(()) => reply.created(&timeout, &attributes, GENERATION, handle, cached),
-                    Err(errno) => reply.error(errno),
-                });
-            }
-            Err(errno) => reply.error(errno),
-        }
+        self.create_file(&caller, parent, name.as_bytes(), mode, flags, reply);
     }
 
     fn read(
@@ -409,29 +281,14 @@ impl Filesystem for Adapter {
         reply: ReplyData,
     ) {
         let _turn = self.gate.turn();
-        let ino = convert::ino(ino);
-        if let Some(job) = self.read_job(request, ino, fh, locks) {
-            let read = KernelRead { ino, offset, size };
-            return self.read_through_kernels(job, read, reply);
-        }
-        let session = self.core.reads_session(ino, fh, locks.is_some());
-        READ_BUFFER.with_borrow_mut(|buffer| {
-            let _absence = self.gate.step_out();
-            let result = self.core.run("read", ino, |volume| {
-                if let Some(owner) = session {
-                    let mut own = Vec::new();
-                    if volume.read_atomic(ino, owner, offset, size as usize, &mut own)? {
-                        room(buffer, own.len()).copy_from_slice(&own);
-                        return Ok(0..own.len());
-                    }
-                }
-                volume.read_with(ino, offset, size as usize, |len| room(buffer, len))
-            });
-            match result {
-                Ok(range) => reply.data(buffer.as_deref().map_or(&[], |bytes| &bytes[range])),
-                Err(errno) => reply.error(errno),
-            }
-        });
+        let read = FileRead {
+            ino: convert::ino(ino),
+            handle: fh,
+            locks,
+            offset,
+            size,
+        };
+        self.read_file(request, &read, reply);
     }
 
     fn write(
@@ -447,49 +304,17 @@ impl Filesystem for Adapter {
         reply: ReplyWrite,
     ) {
         let _turn = self.gate.turn();
-        let ino = convert::ino(ino);
-        let from_cache = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
-        let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
-        // Pages that are written back changed earlier; the kernel sends their mtime by setattr.
-        let now = (!from_cache).then(Time::now);
-        // The kernel follows a cached O_SYNC write with an fsync of its own, but no direct one.
-        let synchronous = flags.0 & (libc::O_SYNC | libc::O_DSYNC) != 0 || self.options.sync;
-        let commit = synchronous && !from_cache && fh.0 & HANDLE_DIRECT != 0;
-        if !from_cache && let Some(job) = self.write_job(request, ino, fh, locks) {
-            let write = KernelWrite {
-                ino,
-                offset,
-                data,
-                kill_privileges: kill,
-                sync: commit,
-            };
-            return self.write_through_kernels(job, &write, reply);
-        }
-        let session = self.core.writes_session(ino, Some(fh), from_cache);
-        let result = self.core.change("write", ino, |volume| {
-            if let Some(owner) = session
-                && volume.write_atomic(ino, owner, offset, data, kill, now.is_some())?
-            {
-                return Ok(());
-            }
-            volume.write(ino, offset, data, kill, now)?;
-            if commit {
-                volume.fsync(ino)?;
-            }
-            Ok(())
-        });
-        match result {
-            Ok(()) => {
-                self.core.stale.note(ino);
-                let lead = self.core.volume.anticipate_fsync();
-                reply.written(data.len() as u32);
-                if let Some(lead) = lead {
-                    let _absence = self.gate.step_out();
-                    lead.run();
-                }
-            }
-            Err(errno) => reply.error(errno),
-        }
+        let write = FileWrite {
+            ino: convert::ino(ino),
+            handle: fh,
+            locks,
+            offset,
+            data,
+            from_cache: write_flags.contains(WriteFlags::FUSE_WRITE_CACHE),
+            kill_privileges: write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID),
+            synchronous: flags.0 & (libc::O_SYNC | libc::O_DSYNC) != 0 || self.options.sync,
+        };
+        self.write_file(request, &write, reply);
     }
 
     fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
@@ -540,25 +365,10 @@ impl Filesystem for Adapter {
         dir: INodeNo,
         _: FileHandle,
         cookie: u64,
-        mut reply: ReplyDirectory,
+        reply: ReplyDirectory,
     ) {
         let _turn = self.gate.turn();
-        let dir = convert::ino(dir);
-        let result = self.core.run("readdir", dir, |volume| {
-            volume.readdir(dir, cookie, &mut |entry| {
-                let ino = INodeNo(entry.ino.0);
-                let kind = convert::file_type(entry.kind);
-                if reply.add(ino, entry.cookie, kind, OsStr::from_bytes(entry.name)) {
-                    ControlFlow::Break(())
-                } else {
-                    ControlFlow::Continue(())
-                }
-            })
-        });
-        match result {
-            Ok(()) => reply.ok(),
-            Err(errno) => reply.error(errno),
-        }
+        self.list(convert::ino(dir), cookie, reply);
     }
 
     fn readdirplus(
@@ -567,35 +377,10 @@ impl Filesystem for Adapter {
         dir: INodeNo,
         _: FileHandle,
         cookie: u64,
-        mut reply: ReplyDirectoryPlus,
+        reply: ReplyDirectoryPlus,
     ) {
         let _turn = self.gate.turn();
-        let dir = convert::ino(dir);
-        let timeout = self.options.attr_timeout.min(self.options.entry_timeout);
-        let result = self.core.run("readdirplus", dir, |volume| {
-            let mut next = Some(cookie);
-            while let Some(cookie) = next {
-                let (entries, last) = list_with_attributes(volume, dir, cookie)?;
-                next = last;
-                for entry in entries {
-                    let attributes = convert::attributes(&entry.attributes);
-                    let name = OsStr::from_bytes(&entry.name);
-                    let ino = attributes.ino;
-                    if reply.add(ino, entry.cookie, name, &timeout, &attributes, GENERATION) {
-                        return Ok(());
-                    }
-                    // The kernel takes no reference of these two.
-                    if entry.name != b"." && entry.name != b".." {
-                        volume.remember(entry.attributes.ino);
-                    }
-                }
-            }
-            Ok(())
-        });
-        match result {
-            Ok(()) => reply.ok(),
-            Err(errno) => reply.error(errno),
-        }
+        self.list_plus(convert::ino(dir), cookie, reply);
     }
 
     fn releasedir(&self, _: &Request, _: INodeNo, _: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
@@ -756,25 +541,16 @@ impl Filesystem for Adapter {
         _: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
-        let (from, to) = (convert::ino(from), convert::ino(to));
-        if self.copies_through_kernels(request, (from, from_handle), (to, to_handle)) {
-            return reply.error(Errno::EINVAL);
-        }
-        if self
-            .core
-            .writes_session(to, Some(to_handle), false)
-            .is_some()
-        {
-            // The kernel then reads and writes, which is a part of the session.
-            return reply.error(Errno::EOPNOTSUPP);
-        }
-        let len = len.min(COPY_LEN_MAX);
-        let result = self.core.change("copy_file_range", to, |volume| {
-            volume.copy_range(from, from_offset, to, to_offset, len)
-        });
-        match result {
-            Ok(copied) => reply.written(copied as u32),
-            Err(errno) => reply.error(errno),
-        }
+        let from = Place {
+            ino: convert::ino(from),
+            handle: from_handle,
+            offset: from_offset,
+        };
+        let to = Place {
+            ino: convert::ino(to),
+            handle: to_handle,
+            offset: to_offset,
+        };
+        self.copy_between_files(request, &from, &to, len, reply);
     }
 }

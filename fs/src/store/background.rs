@@ -41,6 +41,8 @@ pub(super) struct Pressure {
     version: AtomicU64,
     /// Version at which collecting was of no use, plus one.
     futile: AtomicU64,
+    /// What [`Store::kept`] was then.
+    futile_kept: AtomicU64,
 }
 
 #[derive(Default)]
@@ -132,12 +134,20 @@ impl Store {
         futile > 0 && pressure.version.load(Ordering::Relaxed) + 1 < futile + FUTILE_PAUSE
     }
 
+    /// The newest version that is kept, plus one; zero if none is. What was there at that version cannot be
+    /// collected.
+    fn kept(&self) -> u64 {
+        self.pins.newest_kept().map_or(0, |version| version + 1)
+    }
+
     /// Whether the next transaction finds no zone, and something has changed since a collection was of
-    /// no use: then another one is worth its while.
+    /// no use, or a version was let go: then another one is worth its while.
     fn is_stuck(&self) -> bool {
         let pressure = &self.background.pressure;
         let unchanged = pressure.version.load(Ordering::Relaxed) + 1;
-        if pressure.futile.load(Ordering::Relaxed) == unchanged {
+        if pressure.futile.load(Ordering::Relaxed) == unchanged
+            && pressure.futile_kept.load(Ordering::Relaxed) <= self.kept()
+        {
             return false;
         }
         let head = self.head.read();
@@ -153,6 +163,7 @@ impl Store {
             true => 0,
             false => pressure.version.load(Ordering::Relaxed) + 1,
         };
+        pressure.futile_kept.store(self.kept(), Ordering::Relaxed);
         pressure.futile.store(futile, Ordering::Relaxed);
     }
 

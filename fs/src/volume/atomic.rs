@@ -13,6 +13,7 @@
 //! looked at under the store's head.
 
 use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
@@ -361,42 +362,36 @@ impl Volume {
         Ok(())
     }
 
-    /// As [`Volume::read`], of the file as the session has it; false, and nothing read, if `owner` has
-    /// none.
+    /// As [`Volume::read_with`], of the file as the session has it; `None`, and nothing read, if `owner`
+    /// has none.
     ///
     /// # Errors
-    /// `BadBlock`, device errors. `out` is empty then.
-    pub fn read_atomic(
+    /// `BadBlock`, device errors.
+    pub fn read_atomic<'a>(
         &self,
         ino: Ino,
         owner: Owner,
         offset: u64,
         size: usize,
-        out: &mut Vec<u8>,
-    ) -> Result<bool> {
-        out.clear();
+        room: impl FnOnce(usize) -> &'a mut [u8],
+    ) -> Result<Option<Range<usize>>> {
         let Some(entry) = self.sessions.of(ino, owner) else {
-            return Ok(false);
+            return Ok(None);
         };
         let session = entry.session.lock();
         if session.ended {
-            return Ok(false);
+            return Ok(None);
         }
         let end = offset.saturating_add(size as u64).min(session.size);
         if offset >= end {
-            return Ok(true);
+            return Ok(Some(0..0));
         }
         let first = offset / BLOCK;
-        out.resize((end.div_ceil(BLOCK) - first) as usize * BLOCK_SIZE, 0);
-        let outcome = read_committed(&self.store, ino, first, out)
-            .and_then(|()| session.overlay(&self.store, ino, first, out));
-        if let Err(error) = outcome {
-            out.clear();
-            return Err(error);
-        }
-        out.truncate((end - first * BLOCK) as usize);
-        out.drain(..(offset % BLOCK) as usize);
-        Ok(true)
+        let out = room((end.div_ceil(BLOCK) - first) as usize * BLOCK_SIZE);
+        read_committed(&self.store, ino, first, out)?;
+        session.overlay(&self.store, ino, first, out)?;
+        let head = (offset % BLOCK) as usize;
+        Ok(Some(head..head + (end - offset) as usize))
     }
 
     /// Changes the size of the file, as a part of the session; false, and nothing done, if `owner` has

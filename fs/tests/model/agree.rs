@@ -4,8 +4,9 @@
 
 use crate::reference::device::in_memory;
 use crate::reference::driver::Pair;
+use crate::reference::generate::{Generator, Mix};
 use crate::reference::minimise::{self, Failure, setting};
-use crate::reference::ops::{Generator, Mix, Op};
+use crate::reference::ops::Op;
 
 /// Where a sequence runs.
 #[derive(Clone, Copy)]

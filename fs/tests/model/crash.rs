@@ -19,8 +19,9 @@ use crate::reference::Reference;
 use crate::reference::device::geometry;
 use crate::reference::digest::{self, Tree};
 use crate::reference::driver::{Pair, Trouble, store_options};
+use crate::reference::generate::{Generator, Mix};
 use crate::reference::minimise::{self, Failure, setting};
-use crate::reference::ops::{Generator, Mix, Op};
+use crate::reference::ops::Op;
 
 pub(crate) fn faulty(mib: u32) -> FaultDevice {
     let memory = MemDevice::new(geometry(mib)).expect("the geometry is possible");

@@ -11,8 +11,9 @@ use crate::crash::{CRASH_MIX, faulty};
 use crate::reference::Reference;
 use crate::reference::digest;
 use crate::reference::driver::{Pair, Trouble, store_options};
+use crate::reference::generate::Generator;
 use crate::reference::minimise::setting;
-use crate::reference::ops::{Generator, Op};
+use crate::reference::ops::Op;
 
 /// How a workload on a failing device ended.
 struct Ended {

@@ -24,10 +24,13 @@ fn write_in(volume: &Volume, ino: Ino, offset: u64, data: &[u8]) {
 }
 
 fn read_in(volume: &Volume, ino: Ino, offset: u64, size: usize) -> Vec<u8> {
-    let mut out = Vec::new();
-    let read = volume.read_atomic(ino, ME, offset, size, &mut out);
-    assert!(read.expect("read_atomic"), "there is a session");
-    out
+    let mut memory = Vec::new();
+    let read = volume.read_atomic(ino, ME, offset, size, |len| {
+        // What was in the memory before must not show.
+        memory.resize(len, 0xa5);
+        &mut memory
+    });
+    memory[read.expect("read_atomic").expect("there is a session")].to_vec()
 }
 
 /// Dies without a close and mounts what is on the device.

@@ -105,7 +105,7 @@ impl FileStorage {
         }
         match self.start() {
             Ok(()) => self.abort().is_ok(),
-            // It has, and somebody else is in the way for now.
+            // It has: another handle's session is under way.
             Err(error) => error.kind() == io::ErrorKind::ResourceBusy,
         }
     }
