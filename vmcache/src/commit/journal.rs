@@ -19,6 +19,7 @@
 //!
 //! Lock order: tail, then a log's index. No page latch is taken here.
 
+use super::log::Log;
 use super::record::{BATCH_PAGES_MAX, Batch, Header};
 use super::recovery;
 use super::{Commit, CommitBatch, CommitMethod};
@@ -26,11 +27,9 @@ use crate::error::{Error, Result};
 use crate::page::{PAGE_BYTES, PageBuf, PageId, PageRead};
 use crate::pool::PageStore;
 use crate::storage::{ReadOp, Storage, WriteOp};
-use parking_lot::{Mutex, MutexGuard, RwLock};
-use std::collections::HashMap;
+use parking_lot::{Mutex, MutexGuard};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use zerocopy::IntoBytes;
 
 /// Commits with more pages write those that are new in the file directly.
 const DIRECT_FROM_PAGES: usize = 1024;
@@ -48,15 +47,6 @@ impl Default for JournalOptions {
             log_bytes: 64 << 20,
         }
     }
-}
-
-/// One of the two log files.
-pub(super) struct Log {
-    pub(super) storage: Arc<dyn Storage>,
-    /// Block of the latest image of each page.
-    pub(super) index: RwLock<HashMap<PageId, u64>>,
-    /// Held shared while images are read, exclusively while the log is emptied.
-    pub(super) in_use: RwLock<()>,
 }
 
 /// Where the next batch goes.
@@ -120,10 +110,8 @@ impl Journal {
         *descriptor = batch.encode(images);
         let chain = descriptor.u32_at(0);
         let log = &self.logs[tail.active];
-        let written = log
-            .storage
-            .write_at(tail.block * PAGE_BYTES as u64, blocks.as_bytes());
-        written.map_err(Error::io("append to the journal"))?;
+        log.write(tail.block, blocks, self.log_blocks)
+            .map_err(Error::io("append to the journal"))?;
         let mut index = log.index.write();
         for (block, image) in (tail.block + 1..).zip(&blocks[1..]) {
             index.insert(image.number(), block);
@@ -221,15 +209,12 @@ impl Journal {
             generation,
         }
         .encode();
-        log.storage
-            .write_at(0, header.bytes())
+        log.write(0, &[header], 0)
             .map_err(Error::io("start the journal"))?;
         // Before a batch follows: an old header with new batches could validate a part of the old ones.
         log.storage.sync().map_err(Error::io("start the journal"))?;
         // What an exceptionally large commit took, the next ones will not need.
-        let length = self.log_blocks * PAGE_BYTES as u64;
-        log.storage
-            .shrink(2 * length)
+        log.shrink(2 * self.log_blocks)
             .map_err(Error::io("shorten the journal"))
     }
 }
