@@ -33,16 +33,11 @@ impl Store for IndexStore {
         count: usize,
         visit: &mut dyn FnMut(&[u8], &[u8]),
     ) -> Result<(), Problem> {
-        let mut left = count;
-        self.kv.for_each(from.., |key, value| {
+        let scanned = self.kv.for_first(count, from.., |key, value| {
             visit(key, value);
-            left -= 1;
-            match left {
-                0 => ControlFlow::Break(()),
-                _ => ControlFlow::Continue(()),
-            }
-        })?;
-        Ok(())
+            ControlFlow::Continue(())
+        });
+        Ok(scanned?)
     }
 
     fn sync(&self) -> Result<(), Problem> {

@@ -26,8 +26,9 @@ use super::{Commit, CommitBatch, CommitMethod};
 use crate::error::{Error, Result};
 use crate::page::{PAGE_BYTES, PageBuf, PageId, PageRead};
 use crate::pool::PageStore;
-use crate::storage::{ReadOp, Storage, WriteOp};
+use crate::storage::{ReadOp, Storage, reads_of, writes_of};
 use parking_lot::{Mutex, MutexGuard};
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
@@ -130,22 +131,20 @@ impl Journal {
     /// Whether no committed state, and no log, has the page.
     fn is_fresh(&self, page: PageId) -> bool {
         let committed = self.committed_pages.load(Ordering::Relaxed);
-        let logged = || {
-            self.logs
-                .iter()
-                .any(|log| log.index.read().contains_key(&page))
-        };
-        committed > 0 && page.0 >= committed && !logged()
+        committed > 0 && page.0 >= committed && !self.is_logged(page)
+    }
+
+    /// Whether a log has an image of the page.
+    fn is_logged(&self, page: PageId) -> bool {
+        self.logs
+            .iter()
+            .any(|log| log.index.read().contains_key(&page))
     }
 
     /// Writes pages to their places in the file.
     fn write_home(&self, images: &[PageBuf]) -> Result<()> {
-        let writes = images.iter().map(|image| WriteOp {
-            offset: image.number().offset(),
-            from: image.bytes(),
-        });
         self.file
-            .write_batch(&writes.collect::<Vec<_>>())
+            .write_batch(&writes_of(images))
             .map_err(Error::io("write pages"))
     }
 
@@ -239,21 +238,17 @@ impl PageStore for Journal {
     }
 
     fn read_batch(&self, pages: &[PageId], into: &mut [PageBuf]) -> Result<()> {
-        let mut reads = Vec::with_capacity(pages.len());
-        for (&page, buf) in pages.iter().zip(into) {
-            if self
-                .logs
-                .iter()
-                .any(|log| log.index.read().contains_key(&page))
-            {
+        let logged: HashSet<_> = pages
+            .iter()
+            .copied()
+            .filter(|&page| self.is_logged(page))
+            .collect();
+        for (&page, buf) in pages.iter().zip(&mut *into) {
+            if logged.contains(&page) {
                 self.read(page, buf)?;
-            } else {
-                reads.push(ReadOp {
-                    offset: page.offset(),
-                    into: buf.bytes_mut(),
-                });
             }
         }
+        let mut reads = reads_of(pages, into, |page| !logged.contains(&page));
         self.file
             .read_batch(&mut reads)
             .map_err(Error::io("read pages"))
@@ -261,6 +256,10 @@ impl PageStore for Journal {
 
     fn write_back(&self, pages: &[PageId], images: &[PageBuf]) -> Result<()> {
         let mut tail = self.tail.lock();
+        if pages.iter().all(|&page| self.is_fresh(page)) {
+            tail.file_unsynced = true;
+            return self.write_home(images);
+        }
         let (mut fresh, mut logged) = (Vec::new(), vec![PageBuf::zeroed()]);
         for (&page, image) in pages.iter().zip(images) {
             let to = if self.is_fresh(page) {
