@@ -169,6 +169,19 @@ impl Kv {
         self.shared.tree.for_each(range, visit)
     }
 
+    /// Calls `visit` with the first `count` entries with keys in `range`; see [`Tree::for_first`].
+    ///
+    /// # Errors
+    /// As [`Tree::for_first`].
+    pub fn for_first<K: AsRef<[u8]>>(
+        &self,
+        count: usize,
+        range: impl RangeBounds<K>,
+        visit: impl FnMut(&[u8], &[u8]) -> ControlFlow<()>,
+    ) -> Result<()> {
+        self.shared.tree.for_first(count, range, visit)
+    }
+
     /// Fills the empty store from entries in ascending order of keys; see [`Tree::bulk_load`].
     ///
     /// # Errors

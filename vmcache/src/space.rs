@@ -12,7 +12,7 @@ use crate::page::{HEADER_BYTES, Kind, PAGE_BYTES, PageBuf, PageId, PageRead};
 use crate::pool::BufferPool;
 use parking_lot::Mutex;
 use std::collections::BTreeSet;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, AtomicUsize};
 
 /// Pages that one bitmap page describes.
 const GROUP_PAGES: u64 = ((PAGE_BYTES - HEADER_BYTES) * 8) as u64;
@@ -29,6 +29,8 @@ pub(crate) struct Space {
     /// The next value's stamp: see [`crate::btree`] on overflow pages.
     pub(crate) stamp: AtomicU64,
     pub(crate) contention: Contention,
+    /// Entries of the leaf that a scan read from the medium last: what to expect of others.
+    pub(crate) leaf_entries: AtomicUsize,
     /// Removed values whose pages could not be read to be given back.
     pub(crate) unfreed: Mutex<Vec<Reference>>,
 }
@@ -41,6 +43,7 @@ impl Space {
             pages,
             stamp: AtomicU64::new(stamp),
             contention: Contention::new(),
+            leaf_entries: AtomicUsize::new(0),
             unfreed: Mutex::new(Vec::new()),
         }
     }

@@ -3,6 +3,10 @@
 //! Entries gather until they fill a node; a node is cut off when it is known what follows, since that
 //! determines its upper fence and with it the prefix. The pages hang in the air until the end, when the
 //! empty root takes the contents of the topmost node; on failure they are all given back.
+//!
+//! Pages are written while the load goes on, many at a time and in the order of their numbers, in which
+//! a fresh file gives them out: so they reach it one behind the other, in few transfers. Left to the
+//! pool's clock they would in any order, and make the file longer 4 KiB at a time.
 
 use super::descend::{To, latch};
 use super::edit::{NodeBuf, Stored, separator};
@@ -17,20 +21,24 @@ use crate::space::Space;
 /// Bytes to which nodes are filled, leaving some room for later insertions.
 const FILL_BYTES: usize = PAGE_BYTES - PAGE_BYTES / 12;
 
-/// An entry on its way into a node: of a leaf its key, of an inner node the separator above the child.
+/// An entry on its way into a node.
+#[derive(Clone, Copy)]
 struct Item {
-    key: Vec<u8>,
-    value: Vec<u8>,
+    /// Where its key begins in the level's heap; its value follows.
+    at: usize,
+    key_len: usize,
+    value_len: usize,
     overflow: bool,
 }
 
-/// The entries of one level that are not in a page yet.
+/// The entries of one level that are not in a page yet: of a leaf its keys, of an inner node the
+/// separators above the children.
 struct Level {
     level: u8,
     /// Lower fence of the next node.
     lower: Vec<u8>,
     items: Vec<Item>,
-    bytes: usize,
+    heap: Vec<u8>,
 }
 
 impl Level {
@@ -39,21 +47,36 @@ impl Level {
             level,
             lower: Vec::new(),
             items: Vec::new(),
-            bytes: 0,
+            heap: Vec::new(),
         }
+    }
+
+    fn key(&self, item: &Item) -> &[u8] {
+        &self.heap[item.at..item.at + item.key_len]
+    }
+
+    fn value(&self, item: &Item) -> &[u8] {
+        &self.heap[item.at + item.key_len..][..item.value_len]
     }
 
     /// Whether the items, and one with `key` after them, may overfill a node.
     fn is_full(&self, key: &[u8], value_len: usize) -> bool {
         let prefix = common_prefix(&self.lower, key);
-        let next = ENTRY_OVERHEAD + key.len() + value_len;
+        let count = self.items.len() + 1;
+        let entries = self.heap.len() + key.len() + value_len + count * ENTRY_OVERHEAD;
         let fences = self.lower.len() + key.len();
-        self.bytes + next - prefix * (self.items.len() + 1) + fences + HEADS_AT > FILL_BYTES
+        entries - prefix * count + fences + HEADS_AT > FILL_BYTES
     }
 
-    fn push(&mut self, item: Item) {
-        self.bytes += ENTRY_OVERHEAD + item.key.len() + item.value.len();
-        self.items.push(item);
+    fn push(&mut self, key: &[u8], value: Stored<'_>) {
+        self.items.push(Item {
+            at: self.heap.len(),
+            key_len: key.len(),
+            value_len: value.bytes.len(),
+            overflow: value.overflow,
+        });
+        self.heap.extend_from_slice(key);
+        self.heap.extend_from_slice(value.bytes);
     }
 
     /// The upper fence of a node of the first `count` items.
@@ -61,14 +84,10 @@ impl Level {
         if self.level > 0 {
             // The last item is the last child; what is above it, above the whole node.
             return (count < self.items.len() || next.is_some())
-                .then(|| self.items[count - 1].key.clone());
+                .then(|| self.key(&self.items[count - 1]).to_vec());
         }
-        let right = self
-            .items
-            .get(count)
-            .map(|item| item.key.as_slice())
-            .or(next)?;
-        Some(separator(&self.items[count - 1].key, right))
+        let right = self.items.get(count).map(|item| self.key(item)).or(next)?;
+        Some(separator(self.key(&self.items[count - 1]), right))
     }
 
     /// Builds a node of the first `count` items, if they fit.
@@ -78,20 +97,16 @@ impl Level {
         let mut items = &self.items[..count];
         if self.level > 0 {
             let (last, rest) = items.split_last()?;
-            node.set_last_child(PageId(u64::from_le_bytes(
-                last.value.as_slice().try_into().ok()?,
-            )));
+            let child = self.value(last).try_into().ok()?;
+            node.set_last_child(PageId(u64::from_le_bytes(child)));
             items = rest;
         }
         let fits = items.iter().enumerate().all(|(index, item)| {
-            node.insert(
-                index,
-                &item.key,
-                Stored {
-                    bytes: &item.value,
-                    overflow: item.overflow,
-                },
-            )
+            let value = Stored {
+                bytes: self.value(item),
+                overflow: item.overflow,
+            };
+            node.insert(index, self.key(item), value)
         });
         fits.then_some((node, fence))
     }
@@ -102,12 +117,10 @@ impl Level {
             .rev()
             .find_map(|count| Some((count, self.build(count, next)?)));
         let (count, (node, fence)) = built.expect("a node has room for any one entry");
-        let cut: usize = self
-            .items
-            .drain(..count)
-            .map(|item| ENTRY_OVERHEAD + item.key.len() + item.value.len())
-            .sum();
-        self.bytes -= cut;
+        self.items.drain(..count);
+        let cut = self.items.first().map_or(self.heap.len(), |item| item.at);
+        self.heap.drain(..cut);
+        self.items.iter_mut().for_each(|item| item.at -= cut);
         self.lower = fence.clone().unwrap_or_default();
         (node, fence)
     }
@@ -118,7 +131,11 @@ pub(crate) struct BulkLoad<'s> {
     tree: BTree,
     space: &'s Space,
     levels: Vec<Level>,
-    last_key: Option<Vec<u8>>,
+    /// Empty before the first entry.
+    last_key: Vec<u8>,
+    count: u64,
+    /// The latest pages, in memory and not written yet.
+    unwritten: Vec<PageId>,
     /// Everything allocated so far, given back unless the load succeeds.
     pages: Vec<PageId>,
     values: Vec<Reference>,
@@ -144,7 +161,9 @@ impl<'s> BulkLoad<'s> {
             tree,
             space,
             levels,
-            last_key: None,
+            last_key: Vec::new(),
+            count: 0,
+            unwritten: Vec::new(),
             pages: Vec::new(),
             values: Vec::new(),
         };
@@ -166,7 +185,7 @@ impl<'s> BulkLoad<'s> {
 
     /// Adds an entry, whose key is above all before.
     pub(crate) fn push(&mut self, key: &[u8], value: &[u8]) -> Result<()> {
-        if self.last_key.as_deref().is_some_and(|last| last >= key) {
+        if self.count > 0 && self.last_key.as_slice() >= key {
             return Err(Error::BulkLoad("the keys are not strictly ascending"));
         }
         let value = NewValue::new(self.space, key, value)?;
@@ -177,13 +196,10 @@ impl<'s> BulkLoad<'s> {
         while !self.levels[0].items.is_empty() && self.levels[0].is_full(key, stored.bytes.len()) {
             self.cut(0, Some(key))?;
         }
-        let item = Item {
-            key: key.to_vec(),
-            value: stored.bytes.to_vec(),
-            overflow: stored.overflow,
-        };
-        self.levels[0].push(item);
-        self.last_key = Some(key.to_vec());
+        self.levels[0].push(key, stored);
+        self.last_key.clear();
+        self.last_key.extend_from_slice(key);
+        self.count += 1;
         Ok(())
     }
 
@@ -193,24 +209,25 @@ impl<'s> BulkLoad<'s> {
         let page = self.space.pages.take()?;
         self.pages.push(page);
         self.space.pool.create(page)?.write(&node.image);
+        self.unwritten.push(page);
+        if self.unwritten.len() >= self.space.pool.write_out_max() {
+            self.space.pool.write_out(&self.unwritten)?;
+            self.unwritten.clear();
+        }
         if self.levels.len() == level + 1 {
             let above =
                 u8::try_from(level + 1).map_err(|_| Error::BulkLoad("the tree is too high"))?;
             self.levels.push(Level::new(above));
         }
         let key = fence.unwrap_or_default();
-        let value = page.0.to_le_bytes().to_vec();
+        let value = page.0.to_le_bytes();
         // Cutting needs to know that something follows; in an inner level not what.
         while !self.levels[level + 1].items.is_empty()
             && self.levels[level + 1].is_full(&key, value.len())
         {
             self.cut(level + 1, Some(b""))?;
         }
-        self.levels[level + 1].push(Item {
-            key,
-            value,
-            overflow: false,
-        });
+        self.levels[level + 1].push(&key, Stored::inline(&value));
         Ok(())
     }
 

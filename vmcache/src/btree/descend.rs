@@ -7,8 +7,15 @@ use crate::page::{Kind, PageBuf, PageId, PageRead};
 use crate::pool::{Exclusive, Optimistic};
 use crate::space::Space;
 
-/// Children read ahead of a scan.
-const AHEAD_MAX: usize = 16;
+/// What a scan has read together with a leaf that is not in memory.
+pub(super) struct Ahead {
+    /// Leaves before the leaf, and not behind it.
+    pub(super) backward: bool,
+    /// How many, as far as they have the same parent.
+    pub(super) count: usize,
+    /// Set when the leaf was not in memory.
+    pub(super) missed: bool,
+}
 
 /// Which leaf to go to.
 #[derive(Debug, Clone, Copy)]
@@ -43,7 +50,18 @@ impl BTree {
     /// Goes to a leaf.
     #[inline]
     pub(super) fn descend<'p>(&self, space: &'p Space, to: &To<'_>) -> Attempt<Place<'p>> {
-        let found = self.descend_until(space, to, |_| false)?;
+        let found = self.descend_until(space, to, |_| false, None)?;
+        found.ok_or(Stop::Again)
+    }
+
+    /// Goes to a leaf and reads it together with others that a scan comes to next.
+    pub(super) fn descend_ahead<'p>(
+        &self,
+        space: &'p Space,
+        to: &To<'_>,
+        ahead: &mut Ahead,
+    ) -> Attempt<Place<'p>> {
+        let found = self.descend_until(space, to, |_| false, Some(ahead))?;
         found.ok_or(Stop::Again)
     }
 
@@ -54,7 +72,7 @@ impl BTree {
         to: &To<'_>,
         page: PageId,
     ) -> Attempt<Option<Place<'p>>> {
-        let place = self.descend_until(space, to, |node| node == page)?;
+        let place = self.descend_until(space, to, |node| node == page, None)?;
         Ok(place.filter(|place| place.node.page() == page))
     }
 
@@ -65,6 +83,7 @@ impl BTree {
         space: &'p Space,
         to: &To<'_>,
         stop: impl Fn(PageId) -> bool,
+        mut ahead: Option<&mut Ahead>,
     ) -> Attempt<Option<Place<'p>>> {
         let mut place = Place {
             node: space.pool.optimistic(self.root)?,
@@ -96,6 +115,13 @@ impl BTree {
                 return Ok(Some(place));
             }
             level_expected = Some(level - 1);
+            if level == 1
+                && let Some(ahead) = ahead.as_deref_mut()
+                && !space.pool.is_resident(child)
+            {
+                ahead.missed = true;
+                space.pool.prefetch(&children(place.node, index, ahead)?);
+            }
             let node = enter(space, place.node, child)?;
             place = Place {
                 node,
@@ -103,29 +129,19 @@ impl BTree {
             };
         }
     }
+}
 
-    /// The page numbers of up to `count` leaves that a scan comes to next, after the leaf at `place`.
-    pub(super) fn ahead(place: &Place<'_>, backward: bool, count: usize) -> Vec<PageId> {
-        let count = count.min(AHEAD_MAX);
-        let Some((parent, index)) = place.parent.filter(|_| count > 0) else {
-            return Vec::new();
+/// A child of a node and those that a scan comes to next.
+fn children(node: Optimistic<'_>, index: usize, ahead: &Ahead) -> Attempt<Vec<PageId>> {
+    let children = node.read(|view| {
+        let node = Node(view);
+        let all = match ahead.backward {
+            false => index..(index + ahead.count).min(node.count()) + 1,
+            true => index.saturating_sub(ahead.count)..index + 1,
         };
-        let read = parent.read(|view| {
-            let node = Node(view);
-            match backward {
-                false => (index + 1..=node.count())
-                    .take(count)
-                    .map(|at| node.child(at))
-                    .collect(),
-                true => (0..index)
-                    .rev()
-                    .take(count)
-                    .map(|at| node.child(at))
-                    .collect(),
-            }
-        });
-        read.unwrap_or_default()
-    }
+        all.map(|at| node.child(at)).collect()
+    });
+    Ok(children?)
 }
 
 /// Reads the child of a node, and validates the node afterwards, whether that worked or not.

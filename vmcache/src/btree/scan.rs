@@ -3,20 +3,22 @@
 //! A cursor works on a validated copy of one leaf at a time, and finds the next one by the copy's fence,
 //! from the root. So it holds no latch and no page between steps, and whatever happens to the tree
 //! meanwhile it returns keys in order, each at most once, every key that was there all along, and with
-//! each key a value that it had while the cursor was on its leaf. When it comes to the second leaf it
-//! reads that together with the following one, and so on in batches that grow, since most scans are short.
+//! each key a value that it had while the cursor was on its leaf. A leaf that is not in memory is read
+//! together with those that come next: as many as a scan of known length takes, going by how many entries
+//! the leaf has that was read last; else one, and then in batches that grow, since most scans are short.
 
-use super::descend::To;
+use super::descend::{Ahead, To};
 use super::node::Node;
 use super::overflow::{self, Reference};
 use super::{BTree, retry};
 use crate::error::{Error, Result};
-use crate::page::{PageBuf, PageId, PageRead};
+use crate::page::{PageBuf, PageRead};
 use crate::space::Space;
 use std::ops::{Bound, ControlFlow};
+use std::sync::atomic::Ordering;
 
-/// Leaves that a scan first reads together; twice as many each time, up to what a batch takes.
-const AHEAD_MIN: usize = 2;
+/// Most leaves that are read ahead of a scan at once.
+const AHEAD_MAX: usize = 16;
 
 /// The keys that a scan has not returned yet lie between these.
 #[derive(Clone, Debug)]
@@ -54,12 +56,8 @@ struct LeafCopy {
 #[derive(Default)]
 struct End {
     leaf: Option<LeafCopy>,
-    /// Leaves to read together should the scan come to them.
-    following: Vec<PageId>,
-    /// Leaves that were read ahead and not come to yet.
-    ahead: usize,
     /// Leaves that were read ahead at once.
-    batch: usize,
+    ahead: usize,
     /// Memory for the next copy.
     spare: Option<Box<PageBuf>>,
 }
@@ -70,6 +68,8 @@ pub(crate) struct Cursor {
     span: Span,
     front: End,
     back: End,
+    /// Entries that are wanted and left.
+    left: usize,
     done: bool,
 }
 
@@ -94,7 +94,16 @@ impl Cursor {
             span,
             front: End::default(),
             back: End::default(),
+            left: usize::MAX,
             done: false,
+        }
+    }
+
+    /// The same scan with an end after so many entries, for [`Cursor::for_each`].
+    pub(crate) fn up_to(self, entries: usize) -> Cursor {
+        Cursor {
+            left: entries,
+            ..self
         }
     }
 
@@ -140,7 +149,7 @@ impl Cursor {
         mut visit: impl FnMut(&[u8], &[u8]) -> ControlFlow<()>,
     ) -> Result<()> {
         let mut key = Vec::new();
-        loop {
+        while self.left > 0 {
             let LeafCopy { image, at } = self.load_front(space)?;
             let node = Node(&*image);
             node.read_prefix(&mut key);
@@ -154,10 +163,11 @@ impl Cursor {
                     false => visit(&key, node.value_bytes(index)),
                     true => match self.value(space, node, index, &key)? {
                         Some(value) => visit(&key, &value),
-                        None => ControlFlow::Continue(()),
+                        None => continue,
                     },
                 };
-                if flow.is_break() {
+                self.left -= 1;
+                if flow.is_break() || self.left == 0 {
                     return Ok(());
                 }
             }
@@ -167,6 +177,7 @@ impl Cursor {
             }
             self.front.spare = Some(image);
         }
+        Ok(())
     }
 
     /// The last entry that is left.
@@ -219,6 +230,7 @@ impl Cursor {
             &mut self.front,
             To::Covering(start),
             false,
+            self.left,
         )?;
         let node = Node(&*image);
         if node.upper().is_some_and(|fence| fence.as_slice() <= start) {
@@ -240,7 +252,7 @@ impl Cursor {
             Bound::Included(key) => (To::Covering(key), Some((key, true))),
             Bound::Excluded(key) => (To::Below(key), Some((key, false))),
         };
-        let image = read_leaf(space, self.tree, &mut self.back, to, true)?;
+        let image = read_leaf(space, self.tree, &mut self.back, to, true, self.left)?;
         let node = Node(&*image);
         let Some((key, with)) = end else {
             let at = node.count();
@@ -284,31 +296,37 @@ impl Cursor {
     }
 }
 
-/// Copies the leaf at `to`, read together with those behind it once the scan is under way.
+/// Copies the leaf at `to`; if it is not in memory, it is read together with others that the scan comes
+/// to next. `left` is the number of entries that are wanted.
 fn read_leaf(
     space: &Space,
     tree: BTree,
     end: &mut End,
     to: To<'_>,
     backward: bool,
+    left: usize,
 ) -> Result<Box<PageBuf>> {
-    if !end.following.is_empty() {
-        let pages = std::mem::take(&mut end.following);
-        space.pool.prefetch(&pages);
-        end.ahead = pages.len();
-        end.batch = pages.len();
-    }
-    end.ahead = end.ahead.saturating_sub(1);
-    let wanted = match end.ahead {
-        0 => (end.batch * 2).max(AHEAD_MIN),
-        _ => 0,
+    let growing = (2 * end.ahead).clamp(1, AHEAD_MAX);
+    let count = match (left, space.leaf_entries.load(Ordering::Relaxed)) {
+        (usize::MAX, _) | (_, 0) => growing,
+        (left, entries) => (left - 1).div_ceil(entries).min(AHEAD_MAX),
+    };
+    let mut ahead = Ahead {
+        backward,
+        count,
+        missed: false,
     };
     let spare = end.spare.take();
     let mut image = spare.unwrap_or_else(|| Box::new(PageBuf::zeroed()));
-    end.following = retry(&space.pool, || {
-        let place = tree.descend(space, &to)?;
+    retry(&space.pool, || {
+        let place = tree.descend_ahead(space, &to, &mut ahead)?;
         place.node.read(|view| view.copy_to(&mut image))?;
-        Ok(BTree::ahead(&place, backward, wanted))
+        Ok(())
     })?;
+    if ahead.missed {
+        end.ahead = count;
+        let entries = Node(&*image).count();
+        space.leaf_entries.store(entries, Ordering::Relaxed);
+    }
     Ok(image)
 }

@@ -108,6 +108,16 @@ fn compare_scans(space: &Space, tree: BTree, model: &Model, rng: &mut StdRng, ra
             .collect();
         assert_eq!(all(space, tree, span.clone(), false), expected);
         assert_eq!(visited(space, tree, span.clone(), usize::MAX), expected);
+        for count in [0, 1, rng.random_range(0..range) as usize] {
+            let mut seen = Vec::new();
+            let cursor = Cursor::new(tree, span.clone()).up_to(count);
+            let visit = |key: &[u8], value: &[u8]| {
+                seen.push((key.to_vec(), value.to_vec()));
+                ControlFlow::Continue(())
+            };
+            cursor.for_each(space, visit).unwrap();
+            assert_eq!(seen, expected[..count.min(expected.len())]);
+        }
         let some = expected.len().div_ceil(3);
         assert_eq!(visited(space, tree, span.clone(), some), expected[..some]);
         let mut backward = all(space, tree, span, true);

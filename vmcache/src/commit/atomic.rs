@@ -17,7 +17,7 @@ use super::{Commit, CommitBatch, CommitMethod, Journal};
 use crate::error::{Error, Result};
 use crate::page::{PAGE_BYTES, PageBuf, PageId};
 use crate::pool::PageStore;
-use crate::storage::{AtomicStorage, ReadOp, WriteOp};
+use crate::storage::{AtomicStorage, reads_of, writes_of};
 use parking_lot::{Mutex, MutexGuard};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -94,14 +94,7 @@ impl AtomicWrites {
                 .map_err(Error::io("start an atomic write"))?;
             state.started = true;
         }
-        let writes: Vec<_> = images
-            .iter()
-            .map(|image| WriteOp {
-                offset: image.number().offset(),
-                from: image.bytes(),
-            })
-            .collect();
-        let written = self.file.write_batch(&writes);
+        let written = self.file.write_batch(&writes_of(images));
         let error = match written {
             Ok(()) => return Ok(()),
             Err(error) => Error::io("write pages")(error),
@@ -143,16 +136,8 @@ impl PageStore for AtomicWrites {
         if self.unknown.load(Ordering::Acquire) {
             self.check()?;
         }
-        let mut reads: Vec<_> = pages
-            .iter()
-            .zip(into)
-            .map(|(page, buf)| ReadOp {
-                offset: page.offset(),
-                into: buf.bytes_mut(),
-            })
-            .collect();
         self.file
-            .read_batch(&mut reads)
+            .read_batch(&mut reads_of(pages, into, |_| true))
             .map_err(Error::io("read pages"))
     }
 

@@ -19,18 +19,18 @@
 //!
 //! Lock order: tail, then a log's index. No page latch is taken here.
 
+use super::log::Log;
 use super::record::{BATCH_PAGES_MAX, Batch, Header};
 use super::recovery;
 use super::{Commit, CommitBatch, CommitMethod};
 use crate::error::{Error, Result};
 use crate::page::{PAGE_BYTES, PageBuf, PageId, PageRead};
 use crate::pool::PageStore;
-use crate::storage::{ReadOp, Storage, WriteOp};
-use parking_lot::{Mutex, MutexGuard, RwLock};
-use std::collections::HashMap;
+use crate::storage::{ReadOp, Storage, reads_of, writes_of};
+use parking_lot::{Mutex, MutexGuard};
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use zerocopy::IntoBytes;
 
 /// Commits with more pages write those that are new in the file directly.
 const DIRECT_FROM_PAGES: usize = 1024;
@@ -48,15 +48,6 @@ impl Default for JournalOptions {
             log_bytes: 64 << 20,
         }
     }
-}
-
-/// One of the two log files.
-pub(super) struct Log {
-    pub(super) storage: Arc<dyn Storage>,
-    /// Block of the latest image of each page.
-    pub(super) index: RwLock<HashMap<PageId, u64>>,
-    /// Held shared while images are read, exclusively while the log is emptied.
-    pub(super) in_use: RwLock<()>,
 }
 
 /// Where the next batch goes.
@@ -120,10 +111,8 @@ impl Journal {
         *descriptor = batch.encode(images);
         let chain = descriptor.u32_at(0);
         let log = &self.logs[tail.active];
-        let written = log
-            .storage
-            .write_at(tail.block * PAGE_BYTES as u64, blocks.as_bytes());
-        written.map_err(Error::io("append to the journal"))?;
+        log.write(tail.block, blocks, self.log_blocks)
+            .map_err(Error::io("append to the journal"))?;
         let mut index = log.index.write();
         for (block, image) in (tail.block + 1..).zip(&blocks[1..]) {
             index.insert(image.number(), block);
@@ -142,22 +131,20 @@ impl Journal {
     /// Whether no committed state, and no log, has the page.
     fn is_fresh(&self, page: PageId) -> bool {
         let committed = self.committed_pages.load(Ordering::Relaxed);
-        let logged = || {
-            self.logs
-                .iter()
-                .any(|log| log.index.read().contains_key(&page))
-        };
-        committed > 0 && page.0 >= committed && !logged()
+        committed > 0 && page.0 >= committed && !self.is_logged(page)
+    }
+
+    /// Whether a log has an image of the page.
+    fn is_logged(&self, page: PageId) -> bool {
+        self.logs
+            .iter()
+            .any(|log| log.index.read().contains_key(&page))
     }
 
     /// Writes pages to their places in the file.
     fn write_home(&self, images: &[PageBuf]) -> Result<()> {
-        let writes = images.iter().map(|image| WriteOp {
-            offset: image.number().offset(),
-            from: image.bytes(),
-        });
         self.file
-            .write_batch(&writes.collect::<Vec<_>>())
+            .write_batch(&writes_of(images))
             .map_err(Error::io("write pages"))
     }
 
@@ -221,15 +208,12 @@ impl Journal {
             generation,
         }
         .encode();
-        log.storage
-            .write_at(0, header.bytes())
+        log.write(0, &[header], 0)
             .map_err(Error::io("start the journal"))?;
         // Before a batch follows: an old header with new batches could validate a part of the old ones.
         log.storage.sync().map_err(Error::io("start the journal"))?;
         // What an exceptionally large commit took, the next ones will not need.
-        let length = self.log_blocks * PAGE_BYTES as u64;
-        log.storage
-            .shrink(2 * length)
+        log.shrink(2 * self.log_blocks)
             .map_err(Error::io("shorten the journal"))
     }
 }
@@ -254,21 +238,17 @@ impl PageStore for Journal {
     }
 
     fn read_batch(&self, pages: &[PageId], into: &mut [PageBuf]) -> Result<()> {
-        let mut reads = Vec::with_capacity(pages.len());
-        for (&page, buf) in pages.iter().zip(into) {
-            if self
-                .logs
-                .iter()
-                .any(|log| log.index.read().contains_key(&page))
-            {
+        let logged: HashSet<_> = pages
+            .iter()
+            .copied()
+            .filter(|&page| self.is_logged(page))
+            .collect();
+        for (&page, buf) in pages.iter().zip(&mut *into) {
+            if logged.contains(&page) {
                 self.read(page, buf)?;
-            } else {
-                reads.push(ReadOp {
-                    offset: page.offset(),
-                    into: buf.bytes_mut(),
-                });
             }
         }
+        let mut reads = reads_of(pages, into, |page| !logged.contains(&page));
         self.file
             .read_batch(&mut reads)
             .map_err(Error::io("read pages"))
@@ -276,6 +256,10 @@ impl PageStore for Journal {
 
     fn write_back(&self, pages: &[PageId], images: &[PageBuf]) -> Result<()> {
         let mut tail = self.tail.lock();
+        if pages.iter().all(|&page| self.is_fresh(page)) {
+            tail.file_unsynced = true;
+            return self.write_home(images);
+        }
         let (mut fresh, mut logged) = (Vec::new(), vec![PageBuf::zeroed()]);
         for (&page, image) in pages.iter().zip(images) {
             let to = if self.is_fresh(page) {

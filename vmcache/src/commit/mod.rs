@@ -8,6 +8,7 @@
 
 mod atomic;
 mod journal;
+mod log;
 mod record;
 mod recovery;
 

@@ -8,13 +8,14 @@
 //! meta page (unless that was torn on its way home, in which case the log has it), the second one on the
 //! first.
 
-use super::journal::{Journal, JournalOptions, Log, Tail};
+use super::journal::{Journal, JournalOptions, Tail};
+use super::log::Log;
 use super::record::{Batch, Header};
 use crate::error::{Error, Result};
 use crate::meta::{META, Meta};
 use crate::page::{PAGE_BYTES, PageBuf, PageId, PageRead};
 use crate::storage::Storage;
-use parking_lot::{Mutex, RwLock};
+use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Arc;
@@ -56,20 +57,23 @@ pub(super) fn open(
         .map(|(_, last)| last)
         .max()
         .max(meta.as_ref().map(|meta| meta.commit));
-    let newest = scans.last().map_or(0, |(_, scan)| scan.header.generation);
-    // The log of the lower generation first; an unreadable one counts as empty.
-    let first = scans.first().map_or(0, |&(which, _)| which);
+    // With no header to go on from, what lies in the logs may be of any generation but a random one.
+    let newest = scans
+        .last()
+        .map_or_else(|| random_id() >> 16, |(_, scan)| scan.header.generation);
+    // A log without a header counts as empty. It comes first, so that there always is a header.
+    let first = match scans.as_slice() {
+        [] => 0,
+        [(readable, _)] => 1 - readable,
+        [(older, _), ..] => *older,
+    };
     let mut indexes = [HashMap::new(), HashMap::new()];
     for (which, scan) in scans {
         indexes[which] = scan.index;
     }
     let [a, b] = indexes;
     let [log_a, log_b] = storages;
-    let log = |storage, index| Log {
-        storage,
-        index: RwLock::new(index),
-        in_use: RwLock::new(()),
-    };
+    let log = |storage, index| Log::new(storage, index).map_err(Error::io("measure the journal"));
     let tail = Tail {
         active: first,
         generation: newest + 1,
@@ -83,7 +87,7 @@ pub(super) fn open(
     };
     let mut journal = Journal {
         file,
-        logs: [log(log_a, a), log(log_b, b)],
+        logs: [log(log_a, a)?, log(log_b, b)?],
         tail: Mutex::new(tail),
         active: AtomicUsize::new(first),
         sealed_durable: AtomicBool::new(false),

@@ -153,6 +153,21 @@ impl Tree {
         self.cursor(&range).for_each(&self.shared.space, visit)
     }
 
+    /// [`Tree::for_each`] with the first `count` entries at most. Faster than stopping there, as it is known
+    /// from the beginning which pages it takes.
+    ///
+    /// # Errors
+    /// As [`Tree::get`].
+    pub fn for_first<K: AsRef<[u8]>>(
+        &self,
+        count: usize,
+        range: impl RangeBounds<K>,
+        visit: impl FnMut(&[u8], &[u8]) -> ControlFlow<()>,
+    ) -> Result<()> {
+        let cursor = self.cursor(&range).up_to(count);
+        cursor.for_each(&self.shared.space, visit)
+    }
+
     fn cursor<K: AsRef<[u8]>>(&self, range: &impl RangeBounds<K>) -> Cursor {
         let own = |bound: Bound<&K>| bound.map(|key| key.as_ref().to_vec());
         let span = Span {

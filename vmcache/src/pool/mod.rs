@@ -28,7 +28,7 @@ pub(crate) use evict::Frame;
 
 use crate::error::{Error, Result};
 use crate::page::{PAGE_BYTES, PAGE_WORDS, PageBuf, PageId};
-use crate::storage::{ReadOp, Storage, WriteOp};
+use crate::storage::{Storage, reads_of, writes_of};
 use mapping::Mapping;
 use parking_lot::{Condvar, Mutex};
 use resident::ResidentSet;
@@ -40,6 +40,8 @@ use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 pub const FRAMES_MIN: usize = 16;
 /// Pages that a prefetch reads at once.
 const PREFETCH_MAX: usize = 32;
+/// Pages that are written at once.
+const WRITE_MAX: usize = 64;
 
 /// Where the pool's pages come from and go to.
 pub trait PageStore: Send + Sync {
@@ -88,28 +90,14 @@ impl<S: Storage> PageStore for InPlace<S> {
     }
 
     fn read_batch(&self, pages: &[PageId], into: &mut [PageBuf]) -> Result<()> {
-        let reads = pages.iter().zip(into);
-        let mut reads: Vec<_> = reads
-            .map(|(page, buf)| ReadOp {
-                offset: page.offset(),
-                into: buf.bytes_mut(),
-            })
-            .collect();
         self.storage
-            .read_batch(&mut reads)
+            .read_batch(&mut reads_of(pages, into, |_| true))
             .map_err(Error::io("read pages"))
     }
 
-    fn write_back(&self, pages: &[PageId], images: &[PageBuf]) -> Result<()> {
-        let writes = pages.iter().zip(images);
-        let writes: Vec<_> = writes
-            .map(|(page, image)| WriteOp {
-                offset: page.offset(),
-                from: image.bytes(),
-            })
-            .collect();
+    fn write_back(&self, _: &[PageId], images: &[PageBuf]) -> Result<()> {
         self.storage
-            .write_batch(&writes)
+            .write_batch(&writes_of(images))
             .map_err(Error::io("write pages"))
     }
 }
@@ -385,16 +373,21 @@ impl BufferPool {
         Ok(())
     }
 
+    /// Whether `page` is in memory at the moment, or on its way.
+    pub(crate) fn is_resident(&self, page: PageId) -> bool {
+        self.in_range(page).is_ok() && self.state(page).load().latch() != Latch::Evicted
+    }
+
     /// Reads those of `pages` that are not in memory, in one batch, as far as frames are free without
     /// waiting. A hint: what cannot be read is left for whoever needs it. The caller holds no latch.
     pub fn prefetch(&self, pages: &[PageId]) {
-        let mut latched = Vec::new();
-        let mut frames = Vec::new();
-        for &page in pages
-            .iter()
-            .filter(|page| self.in_range(**page).is_ok())
-            .take(PREFETCH_MAX)
-        {
+        let (mut latched, mut frames) = (Vec::new(), Vec::new());
+        let pages = pages.iter().copied();
+        let mut pages: Vec<_> = pages.filter(|&page| self.in_range(page).is_ok()).collect();
+        pages.truncate(PREFETCH_MAX);
+        // So that neighbours are read in one piece.
+        pages.sort_unstable();
+        for page in pages {
             let state = self.state(page);
             let seen = state.load();
             // A quarter of the pool at most, so that what was prefetched survives until it is used.
@@ -433,20 +426,36 @@ impl BufferPool {
     /// Of the store; pages that were not written stay dirty.
     pub fn flush(&self) -> Result<()> {
         let pages = self.take_dirty();
-        for (index, chunk) in pages.chunks(PREFETCH_MAX).enumerate() {
-            let staged: Vec<_> = chunk
-                .iter()
-                .filter_map(|&page| Some((page, self.stage(page)?)))
-                .collect();
-            let (staged, images): (Vec<_>, Vec<_>) = staged.into_iter().unzip();
-            let written = self.store.write_back(&staged, &images);
-            self.settle(&staged, written.is_ok());
-            if written.is_err() {
-                let rest = (index + 1) * PREFETCH_MAX;
-                self.return_dirty(&pages[rest.min(pages.len())..]);
+        let mut chunks = pages.chunks(WRITE_MAX);
+        while let Some(chunk) = chunks.next() {
+            if let Err(error) = self.write_out(chunk) {
+                chunks.for_each(|rest| self.return_dirty(rest));
+                return Err(error);
             }
-            written?;
         }
         Ok(())
+    }
+
+    /// Most pages to hand to [`BufferPool::write_out`] at once, so that none has left memory before.
+    pub(crate) fn write_out_max(&self) -> usize {
+        WRITE_MAX.min(self.frames_max / 4)
+    }
+
+    /// Writes those of `pages` that are dirty to the store, best in ascending order; they stay in memory. The
+    /// caller holds no latch, and no commit begins meanwhile.
+    ///
+    /// # Errors
+    /// Of the store; the pages then stay dirty.
+    pub(crate) fn write_out(&self, pages: &[PageId]) -> Result<()> {
+        let staged = pages
+            .iter()
+            .filter_map(|&page| Some((page, self.stage(page)?)));
+        let (staged, images): (Vec<_>, Vec<_>) = staged.unzip();
+        if staged.is_empty() {
+            return Ok(());
+        }
+        let written = self.store.write_back(&staged, &images);
+        self.settle(&staged, written.is_ok());
+        written
     }
 }

@@ -6,10 +6,12 @@
 
 mod file;
 mod memory;
+mod runs;
 mod uring;
 
 pub use file::FileStorage;
 pub use memory::MemoryStorage;
+pub(crate) use runs::{reads_of, writes_of};
 
 use std::io;
 

@@ -26,6 +26,8 @@ struct File {
     before_session: Option<Vec<u8>>,
     /// The power was cut in the commit of a session.
     committing: bool,
+    /// Writes that made the file longer.
+    extensions: u64,
 }
 
 #[derive(Default)]
@@ -96,6 +98,22 @@ impl Disk {
         let mut state = self.state.lock().unwrap();
         state.files[which].current[at] ^= bits;
         state.files[which].durable[at] ^= bits;
+    }
+
+    /// A disk of its own, with the same contents.
+    pub(crate) fn copy(&self) -> Disk {
+        let files = self.state.lock().unwrap().files.clone();
+        Disk {
+            state: Arc::new(Mutex::new(State {
+                files,
+                ..State::default()
+            })),
+        }
+    }
+
+    /// Writes so far that made a file longer.
+    pub(crate) fn extensions(&self, which: usize) -> u64 {
+        self.state.lock().unwrap().files[which].extensions
     }
 
     pub(crate) fn bytes(&self, which: usize) -> Vec<u8> {
@@ -198,6 +216,7 @@ impl Storage for DiskFile {
         if file.before_session.is_none() {
             file.pending.push((offset as usize, from.to_vec()));
         }
+        file.extensions += u64::from(offset as usize + from.len() > file.current.len());
         put(&mut file.current, offset as usize, from);
         if completes {
             Ok(())

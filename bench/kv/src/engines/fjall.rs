@@ -1,6 +1,6 @@
 //! fjall, an LSM tree. Its memtables come out of the memory it may use.
 
-use super::{Engine, Mode, Options};
+use super::{Engine, Mode, Options, copy_out};
 use ::fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 use kv_workload::{Problem, Records, Store};
 use std::path::Path;
@@ -30,9 +30,7 @@ impl Fjall {
 
 impl Store for Fjall {
     fn read(&self, key: &[u8], out: &mut Vec<u8>) -> Result<bool, Problem> {
-        let found = self.entries.get(key)?;
-        out.clear();
-        Ok(found.map(|value| out.extend_from_slice(&value)).is_some())
+        Ok(copy_out(self.entries.get(key)?.as_deref(), out))
     }
 
     fn write(&self, key: &[u8], value: &[u8]) -> Result<(), Problem> {

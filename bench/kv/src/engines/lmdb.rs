@@ -1,7 +1,7 @@
 //! LMDB through heed. It has no cache of its own: its memory is the page cache, which the limit on the
 //! process bounds. One writer at a time, no group commit.
 
-use super::{Engine, Mode, Options, batches};
+use super::{Engine, Mode, Options, batches, copy_out};
 use heed::types::Bytes;
 use heed::{Database, Env, EnvFlags, EnvOpenOptions, PutFlags, WithoutTls};
 use kv_workload::{Problem, Records, Store};
@@ -40,9 +40,7 @@ impl Lmdb {
 impl Store for Lmdb {
     fn read(&self, key: &[u8], out: &mut Vec<u8>) -> Result<bool, Problem> {
         let txn = self.env.read_txn()?;
-        let found = self.entries.get(&txn, key)?;
-        out.clear();
-        Ok(found.map(|value| out.extend_from_slice(value)).is_some())
+        Ok(copy_out(self.entries.get(&txn, key)?, out))
     }
 
     fn write(&self, key: &[u8], value: &[u8]) -> Result<(), Problem> {

@@ -48,13 +48,20 @@ pub(crate) trait Engine: Store {
     fn close(self: Box<Self>) -> Result<(), Problem>;
 }
 
+/// Replaces `out` by a value that a store found; false if it found none.
+fn copy_out(found: Option<&[u8]>, out: &mut Vec<u8>) -> bool {
+    out.clear();
+    out.extend_from_slice(found.unwrap_or_default());
+    found.is_some()
+}
+
 /// Records per transaction where a store loads in transactions.
 const LOAD_BATCH: usize = 50_000;
 
 /// Opens a store by its name, or makes it.
 pub(crate) fn open(name: &str, dir: &Path, options: Options) -> Result<Box<dyn Engine>, Problem> {
     Ok(match name {
-        "vmcache" => Box::new(vmcache::Vmcache::open(dir, options)?),
+        "vmcache" => Box::new(vmcache::open(dir, options)?),
         "lmdb" => Box::new(lmdb::Lmdb::open(dir, options)?),
         "redb" => Box::new(redb::Redb::open(dir, options)?),
         "fjall" => Box::new(fjall::Fjall::open(dir, options)?),

@@ -1,6 +1,6 @@
 //! redb. One writer at a time, no group commit.
 
-use super::{Engine, Mode, Options, batches};
+use super::{Engine, Mode, Options, batches, copy_out};
 use ::redb::{Database, Durability, ReadableDatabase, TableDefinition};
 use kv_workload::{Problem, Records, Store};
 use std::path::Path;
@@ -34,10 +34,7 @@ impl Store for Redb {
     fn read(&self, key: &[u8], out: &mut Vec<u8>) -> Result<bool, Problem> {
         let txn = self.database.begin_read()?;
         let found = txn.open_table(ENTRIES)?.get(key)?;
-        out.clear();
-        Ok(found
-            .map(|value| out.extend_from_slice(value.value()))
-            .is_some())
+        Ok(copy_out(found.as_ref().map(|value| value.value()), out))
     }
 
     fn write(&self, key: &[u8], value: &[u8]) -> Result<(), Problem> {

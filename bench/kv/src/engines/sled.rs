@@ -1,6 +1,6 @@
 //! sled.
 
-use super::{Engine, Mode, Options};
+use super::{Engine, Mode, Options, copy_out};
 use ::sled::{Config, Db};
 use kv_workload::{Problem, Records, Store};
 use std::path::Path;
@@ -25,9 +25,7 @@ impl Sled {
 
 impl Store for Sled {
     fn read(&self, key: &[u8], out: &mut Vec<u8>) -> Result<bool, Problem> {
-        let found = self.entries.get(key)?;
-        out.clear();
-        Ok(found.map(|value| out.extend_from_slice(&value)).is_some())
+        Ok(copy_out(self.entries.get(key)?.as_deref(), out))
     }
 
     fn write(&self, key: &[u8], value: &[u8]) -> Result<(), Problem> {

@@ -1,10 +1,9 @@
 //! `warren kv bench`: a YCSB load on a store of its own.
 
-use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use kv_workload::{Kind, Latency, Plan, Problem, Records, Report, Store, Until, Workload};
+use kv_workload::{IndexStore, Kind, Latency, Plan, Records, Report, Until, Workload};
 use serde::Serialize;
 use vmcache::Kv;
 
@@ -96,49 +95,6 @@ fn value_size(text: &str) -> Result<u64, String> {
     }
 }
 
-/// The store under load.
-struct Loaded {
-    kv: Kv,
-    durable: bool,
-}
-
-impl Store for Loaded {
-    fn read(&self, key: &[u8], out: &mut Vec<u8>) -> Result<bool, Problem> {
-        out.clear();
-        Ok(self.kv.get_into(key, out)?)
-    }
-
-    fn write(&self, key: &[u8], value: &[u8]) -> Result<(), Problem> {
-        self.kv.set(key, value)?;
-        match self.durable {
-            true => Ok(self.kv.commit()?),
-            false => Ok(()),
-        }
-    }
-
-    fn scan(
-        &self,
-        from: &[u8],
-        count: usize,
-        visit: &mut dyn FnMut(&[u8], &[u8]),
-    ) -> Result<(), Problem> {
-        let mut left = count;
-        self.kv.for_each(from.., |key, value| {
-            visit(key, value);
-            left -= 1;
-            match left {
-                0 => ControlFlow::Break(()),
-                _ => ControlFlow::Continue(()),
-            }
-        })?;
-        Ok(())
-    }
-
-    fn sync(&self) -> Result<(), Problem> {
-        Ok(self.kv.commit()?)
-    }
-}
-
 #[derive(Debug, Serialize)]
 struct Times {
     operations: u64,
@@ -213,7 +169,7 @@ fn measure(args: &Args) -> Result<(f64, Report), Failure> {
         seed: args.seed,
         sync_every: (!args.durable).then_some(COMMIT_EVERY),
     };
-    let store = Loaded {
+    let store = IndexStore {
         kv,
         durable: args.durable,
     };
