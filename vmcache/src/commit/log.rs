@@ -79,7 +79,7 @@ impl Log {
             Ok(()) => ahead,
             // What was to be written is, and more is not needed: whatever is wrong will show.
             Err(error) => {
-                tracing::debug!(%error, "the journal grows with every commit for now");
+                tracing::debug!(%error, "could not fill the journal ahead");
                 0
             }
         }
