@@ -86,6 +86,11 @@ impl Mount {
         self.dir.join(name)
     }
 
+    /// A new file, open for reading and writing.
+    fn create(&self, name: &str) -> File {
+        File::create_new(self.path(name)).unwrap()
+    }
+
     fn unmount(self) {
         succeed(warren(&["umount", self.dir.to_str().unwrap()]));
         let log = fs::read_to_string(&self.log).unwrap();
@@ -257,12 +262,7 @@ fn seeking_for_data_finds_pages_that_are_still_dirty() {
         return;
     }
     let mount = Mount::new("rw");
-    let mut file = File::options()
-        .read(true)
-        .write(true)
-        .create_new(true)
-        .open(mount.path("f"))
-        .unwrap();
+    let mut file = mount.create("f");
     file.write_all_at(b"data", 1 << 20).unwrap();
     let seek = |file: &File, offset, whence| {
         // SAFETY: lseek takes a descriptor and touches no memory.
@@ -288,12 +288,7 @@ fn an_unlinked_file_lives_until_it_is_closed() {
         return;
     }
     let mount = Mount::new("rw");
-    let mut file = File::options()
-        .read(true)
-        .write(true)
-        .create_new(true)
-        .open(mount.path("f"))
-        .unwrap();
+    let mut file = mount.create("f");
     file.write_all(b"still here").unwrap();
     fs::remove_file(mount.path("f")).unwrap();
     assert!(!mount.path("f").exists());

@@ -373,27 +373,17 @@ fn ends_soon(answer: &Receiver<Answer>) {
     assert_eq!(got, Ok(Err(libc::EIO)), "long before its time is over");
 }
 
-#[test]
-fn what_runs_for_a_registration_ends_with_it() {
+/// Runs `body` with a file that an endless kernel answers, the value of its attribute, and the number of
+/// a handle: for a kernel of each read and for one of each handle.
+fn with_endless_kernels(body: impl Fn(&Bench, Ino, &str, u64)) {
     let bench = Bench::new();
     let object = bench.file("k", &endless());
     let f = bench.file("f", b"contents");
-    let thread = me().0;
     for options in ["timeout_ms=60000", "view;timeout_ms=60000"] {
-        bench
-            .set(f, STREAM, &format!("{object};{options}"))
-            .unwrap();
-        let number = bench.offload.open(f, thread, false).number.unwrap();
-        let answers = [(); 3].map(|()| begin_read(&bench, f, number, thread));
-        // It is replaced, and then taken back.
-        bench
-            .set(f, STREAM, &format!("{object};{options}"))
-            .unwrap();
-        answers.iter().for_each(ends_soon);
-        let answer = begin_read(&bench, f, number, thread);
-        let attribute = Attribute::from_name(STREAM).unwrap();
-        bench.offload.remove(f, thread, attribute).unwrap();
-        ends_soon(&answer);
+        let value = format!("{object};{options}");
+        bench.set(f, STREAM, &value).unwrap();
+        let number = bench.offload.open(f, me().0, false).number.unwrap();
+        body(&bench, f, &value, number);
         bench.offload.close(f, Some(number));
     }
     eventually("nothing is under way", || {
@@ -401,31 +391,41 @@ fn what_runs_for_a_registration_ends_with_it() {
     });
 }
 
+fn take_back(bench: &Bench, ino: Ino) {
+    let attribute = Attribute::from_name(STREAM).unwrap();
+    bench.offload.remove(ino, me().0, attribute).unwrap();
+}
+
+#[test]
+fn what_runs_for_a_registration_ends_with_it() {
+    let thread = me().0;
+    with_endless_kernels(|bench, f, value, number| {
+        let answers = [(); 3].map(|()| begin_read(bench, f, number, thread));
+        // It is replaced, and then taken back.
+        bench.set(f, STREAM, value).unwrap();
+        answers.iter().for_each(ends_soon);
+        let answer = begin_read(bench, f, number, thread);
+        take_back(bench, f);
+        ends_soon(&answer);
+    });
+}
+
 #[test]
 fn what_runs_for_a_process_that_is_killed_ends_and_nothing_else_does() {
-    let bench = Bench::new();
-    let object = bench.file("k", &endless());
-    let f = bench.file("f", b"contents");
     let thread = me().0;
-    for options in ["timeout_ms=60000", "view;timeout_ms=60000"] {
-        bench
-            .set(f, STREAM, &format!("{object};{options}"))
-            .unwrap();
-        let number = bench.offload.open(f, thread, false).number.unwrap();
+    with_endless_kernels(|bench, f, _, number| {
         let mut child = sleeper();
-        let theirs = begin_read(&bench, f, number, child.id());
-        let ours = begin_read(&bench, f, number, thread);
+        let theirs = begin_read(bench, f, number, child.id());
+        let ours = begin_read(bench, f, number, thread);
         std::thread::sleep(Duration::from_millis(120));
         assert!(theirs.try_recv().is_err(), "it lives");
         child.kill().unwrap();
         ends_soon(&theirs);
         child.wait().unwrap();
         assert!(ours.recv_timeout(Duration::from_millis(200)).is_err());
-        let attribute = Attribute::from_name(STREAM).unwrap();
-        bench.offload.remove(f, thread, attribute).unwrap();
+        take_back(bench, f);
         ends_soon(&ours);
-        bench.offload.close(f, Some(number));
-    }
+    });
 }
 
 #[test]

@@ -4,8 +4,8 @@
 # root, where the library is.
 set -euo pipefail
 
-LD_LIBRARY_PATH=$(cat /run/scripts/libdir)
-export LD_LIBRARY_PATH
+# shellcheck source=tests/qemu/xnvme_common.sh
+. /run/scripts/xnvme_common.sh
 
 address=$(basename "$(readlink /sys/class/nvme/nvme0/device)")
 node=/sys/bus/pci/devices/$address
@@ -33,32 +33,15 @@ ulimit -l unlimited
 conformance "xnvme:$address" "xnvme:$address?be=vfio&nsid=2"
 
 uri="xnvme:$address?nsid=3"
-mkdir /mnt/warren
-head -c 24M /dev/urandom >/tmp/data
 warren mkfs "$uri"
 warren mount "$uri" /mnt/warren
-if said=$(conformance "xnvme:$address?nsid=1" 2>&1); then
-    echo "a second instance got the controller" >&2
-    exit 1
-fi
-echo "refused: $said"
-cp /tmp/data /mnt/warren/large
-for n in $(seq 40); do
-    echo "$n" >"/mnt/warren/small.$n"
-done
-sync /mnt/warren/large /mnt/warren/small.40
-echo 3 >/proc/sys/vm/drop_caches
-cmp /tmp/data /mnt/warren/large
-warren umount /mnt/warren
-warren fsck "$uri"
+# A second instance does not get the controller.
+refuse '' conformance "xnvme:$address?nsid=1"
+write_and_check "$uri"
 
 give nvme
 for _ in $(seq 100); do
     [ -e /dev/ng0n3 ] && break
     sleep 0.1
 done
-warren fsck nvme:/dev/ng0n3
-warren mount -o ro nvme:/dev/ng0n3 /mnt/warren
-cmp /tmp/data /mnt/warren/large
-[ "$(cat /mnt/warren/small.40)" = 40 ]
-warren umount /mnt/warren
+check_through_kernel /dev/ng0n3

@@ -245,6 +245,31 @@ impl Volume {
         if value.len() > MAX_VALUE {
             return Err(Error::AttributeTooLarge);
         }
+        self.change_xattrs(caller, ino, name, namespace, |txn, inode| {
+            if let Namespace::Acl(kind) = namespace {
+                return acl::set(txn, ino, inode, kind, value, flags.kill_sgid);
+            }
+            let exists = get(txn, ino, inode, name)?.is_some();
+            if flags.create && exists {
+                return Err(Error::Exists);
+            }
+            if flags.replace && !exists {
+                return Err(Error::NoAttribute);
+            }
+            put(txn, ino, inode, name, value)
+        })
+    }
+
+    /// Changes the attribute `name`, and the time at which the inode was changed. The view first brings
+    /// what the transaction needs into memory.
+    fn change_xattrs(
+        &self,
+        caller: &Caller,
+        ino: Ino,
+        name: &[u8],
+        namespace: Namespace,
+        change: impl FnOnce(&mut Txn<'_>, &mut InodeRecord) -> Result<()>,
+    ) -> Result<()> {
         {
             let view = self.store.view();
             let inode = inode::load(&view, ino)?;
@@ -253,18 +278,7 @@ impl Volume {
         }
         let mut txn = self.store.begin()?;
         let mut inode = inode::load(&txn, ino)?;
-        if let Namespace::Acl(kind) = namespace {
-            acl::set(&mut txn, ino, &mut inode, kind, value, flags.kill_sgid)?;
-        } else {
-            let exists = get(&txn, ino, &inode, name)?.is_some();
-            if flags.create && exists {
-                return Err(Error::Exists);
-            }
-            if flags.replace && !exists {
-                return Err(Error::NoAttribute);
-            }
-            put(&mut txn, ino, &mut inode, name, value)?;
-        }
+        change(&mut txn, &mut inode)?;
         inode.ctime = inode::to_timestamp(Time::now());
         inode::save(&mut txn, ino, &inode)?;
         self.commit(txn, &[ino])
@@ -311,21 +325,14 @@ impl Volume {
     /// `NoAttribute`, `Unsupported`, `NotPermitted`, `NotFound`; device errors.
     pub fn removexattr(&self, caller: &Caller, ino: Ino, name: &[u8]) -> Result<()> {
         let namespace = namespace(name)?;
-        {
-            let view = self.store.view();
-            let inode = inode::load(&view, ino)?;
-            check_change(caller, &inode, namespace)?;
-            get(&view, ino, &inode, name)?;
-        }
-        let mut txn = self.store.begin()?;
-        let mut inode = inode::load(&txn, ino)?;
-        if let Namespace::Acl(kind) = namespace {
-            acl::set(&mut txn, ino, &mut inode, kind, b"", false)?;
-        } else if !remove(&mut txn, ino, &mut inode, name)? {
-            return Err(Error::NoAttribute);
-        }
-        inode.ctime = inode::to_timestamp(Time::now());
-        inode::save(&mut txn, ino, &inode)?;
-        self.commit(txn, &[ino])
+        self.change_xattrs(caller, ino, name, namespace, |txn, inode| {
+            if let Namespace::Acl(kind) = namespace {
+                return acl::set(txn, ino, inode, kind, b"", false);
+            }
+            match remove(txn, ino, inode, name)? {
+                true => Ok(()),
+                false => Err(Error::NoAttribute),
+            }
+        })
     }
 }

@@ -33,6 +33,16 @@ fn read_in(volume: &Volume, ino: Ino, offset: u64, size: usize) -> Vec<u8> {
     memory[read.expect("read_atomic").expect("there is a session")].to_vec()
 }
 
+/// A new filesystem that keeps so little of a session in memory that most of it goes ahead to the log.
+fn sends_ahead(device: &Arc<dyn ZonedDevice>) -> Volume {
+    drop(formatted(device));
+    let little = StoreOptions {
+        atomic_memory_bytes: 64 << 10,
+        ..options()
+    };
+    Volume::open(Arc::clone(device), &little).expect("open")
+}
+
 /// Dies without a close and mounts what is on the device.
 fn crash(volume: Volume) -> Volume {
     let device = Arc::clone(volume.store().device());
@@ -220,13 +230,7 @@ fn large(volume: &Volume, blocks: u64) -> (Ino, Vec<u8>) {
 
 #[test]
 fn a_session_larger_than_memory_goes_ahead_to_the_log_and_is_still_one_transaction() {
-    let small = StoreOptions {
-        atomic_memory_bytes: 64 << 10,
-        ..options()
-    };
-    let device = device(64);
-    drop(formatted(&device));
-    let volume = Volume::open(Arc::clone(&device), &small).expect("open");
+    let volume = sends_ahead(&device(64));
     // The extents of so many single blocks fill more than one chunk of the log.
     let (ino, want) = large(&volume, 24_000);
     let before = data_blocks(&volume);
@@ -247,13 +251,7 @@ fn a_session_larger_than_memory_goes_ahead_to_the_log_and_is_still_one_transacti
 
 #[test]
 fn what_was_sent_ahead_is_given_back_when_the_session_comes_to_nothing() {
-    let small = StoreOptions {
-        atomic_memory_bytes: 64 << 10,
-        ..options()
-    };
-    let device = device(64);
-    drop(formatted(&device));
-    let volume = Volume::open(Arc::clone(&device), &small).expect("open");
+    let volume = sends_ahead(&device(64));
     let ino = file(&volume, "f");
     for turn in 0..20 {
         volume.start_atomic(ino, ME).expect("start");
@@ -276,13 +274,7 @@ fn what_was_sent_ahead_is_given_back_when_the_session_comes_to_nothing() {
 
 #[test]
 fn a_session_that_is_too_large_or_finds_no_space_can_only_come_to_nothing() {
-    let small = StoreOptions {
-        atomic_memory_bytes: 64 << 10,
-        ..options()
-    };
-    let device = device(24);
-    drop(formatted(&device));
-    let volume = Volume::open(Arc::clone(&device), &small).expect("open");
+    let volume = sends_ahead(&device(24));
     let ino = file(&volume, "f");
     write(&volume, ino, 0, b"as it was");
     volume.start_atomic(ino, ME).expect("start");
@@ -303,15 +295,10 @@ fn a_session_that_is_too_large_or_finds_no_space_can_only_come_to_nothing() {
 
 #[test]
 fn a_power_cut_in_a_commit_of_several_chunks_leaves_all_of_it_or_nothing() {
-    let small = StoreOptions {
-        atomic_memory_bytes: 64 << 10,
-        ..options()
-    };
     let memory = MemDevice::new(*device(32).geometry()).expect("a sparse memory device");
     let faulty = FaultDevice::new(memory).expect("a fresh device can be read");
     let below: Arc<dyn ZonedDevice> = Arc::new(faulty.clone());
-    drop(formatted(&below));
-    let volume = Volume::open(Arc::clone(&below), &small).expect("open");
+    let volume = sends_ahead(&below);
     let (ino, want) = large(&volume, 5000);
     let mut old = Vec::new();
     volume.read(ino, 0, want.len(), &mut old).expect("read");
