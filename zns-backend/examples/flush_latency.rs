@@ -74,6 +74,7 @@ fn queued(device: &FileDevice, commits: u64) -> Outcome<f64> {
                 lba: start.plus(index),
                 data,
                 blocks: 1,
+                durable: false,
             },
         )?;
         queue.wait(1, &mut done)?;

@@ -306,6 +306,7 @@ fn a_power_cut_in_a_commit_of_several_chunks_leaves_all_of_it_or_nothing() {
     };
     let memory = MemDevice::new(*device(32).geometry()).expect("a sparse memory device");
     let faulty = FaultDevice::new(memory).expect("a fresh device can be read");
+    let faulty = faulty.with_durable_writes();
     let below: Arc<dyn ZonedDevice> = Arc::new(faulty.clone());
     drop(formatted(&below));
     let volume = Volume::open(Arc::clone(&below), &small).expect("open");
