@@ -329,7 +329,10 @@ fn flushes_of(device: &FaultDevice, work: impl FnOnce()) -> u64 {
 fn a_commit_behind_nothing_volatile_is_one_durable_write_and_survives() {
     let device = formatted().with_durable_writes();
     let store = open(&device).unwrap();
-    assert_eq!(flushes_of(&device, || (1..4).for_each(|n| put(&store, n))), 0);
+    assert_eq!(
+        flushes_of(&device, || (1..4).for_each(|n| put(&store, n))),
+        0
+    );
     let after = open(&power_cut(&device)).unwrap();
     assert!((1..4).all(|n| holds(&after, n)));
 }
@@ -363,7 +366,11 @@ fn a_durable_write_that_fails_is_sent_elsewhere_and_flushed() {
         assert_eq!(flushes_of(&device, || put(&store, offset)), 1, "{fault:?}");
         assert!(holds(&open(&power_cut(&device)).unwrap(), offset));
     }
-    assert_eq!(flushes_of(&device, || put(&store, 9)), 0, "and goes on as before");
+    assert_eq!(
+        flushes_of(&device, || put(&store, 9)),
+        0,
+        "and goes on as before"
+    );
     assert!(holds(&open(&power_cut(&device)).unwrap(), 9));
 }
 

@@ -231,7 +231,10 @@ fn a_durable_write_outlives_a_power_cut_and_takes_nothing_else_along() {
     let found = |cut| (0..100).map(move |seed| (cut, Survival::Seeded(seed)));
     let lost = |tags: &[u8]| tags.get(..2) == Some(&[0, 0]);
     let mut below = found(CrashPoint::after(2)).map(|(cut, seed)| after(cut, seed));
-    assert!(below.all(|tags| tags[2..] == [2, 2]), "whatever else is lost");
+    assert!(
+        below.all(|tags| tags[2..] == [2, 2]),
+        "whatever else is lost"
+    );
     let mut below = found(CrashPoint::after(2)).map(|(cut, seed)| after(cut, seed));
     assert!(below.any(|tags| lost(&tags)), "blocks before it may go");
     let mut torn = found(CrashPoint::during(1)).map(|(cut, seed)| after(cut, seed));

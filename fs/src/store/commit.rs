@@ -251,7 +251,11 @@ pub struct Lead<'a> {
 impl Lead<'_> {
     /// Commits until nobody waits. Waits for the device.
     pub fn run(mut self) {
-        let mut outcome = match self.early.take().map(|e| self.store.writer.finish_early(&e)) {
+        let mut outcome = match self
+            .early
+            .take()
+            .map(|e| self.store.writer.finish_early(&e))
+        {
             Some(Some(durable)) => self.settle(Ok(durable)),
             _ => self.commit(),
         };
