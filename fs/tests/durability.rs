@@ -318,6 +318,88 @@ fn nothing_is_acknowledged_after_a_failed_flush() {
     );
 }
 
+/// Flushes of the device and blocks of the log that `work` takes.
+fn flushes_of(device: &FaultDevice, work: impl FnOnce()) -> u64 {
+    let before = device.counts().2;
+    work();
+    device.counts().2 - before
+}
+
+#[test]
+fn a_commit_behind_nothing_volatile_is_one_durable_write_and_survives() {
+    let device = formatted().with_durable_writes();
+    let store = open(&device).unwrap();
+    assert_eq!(
+        flushes_of(&device, || (1..4).for_each(|n| put(&store, n))),
+        0
+    );
+    let after = open(&power_cut(&device)).unwrap();
+    assert!((1..4).all(|n| holds(&after, n)));
+}
+
+#[test]
+fn a_commit_behind_a_chunk_that_is_written_and_volatile_flushes() {
+    let device = formatted().with_durable_writes();
+    let store = open(&device).unwrap();
+    put(&store, 1);
+    // More than a chunk: the first is on the device before anybody asks, and not durable.
+    write(&store, 0, 300).unwrap();
+    assert_eq!(flushes_of(&device, || put(&store, 2)), 1);
+    let after = open(&power_cut(&device)).unwrap();
+    let mut data = vec![0; 300 * BLOCK_SIZE];
+    after.view().read_blocks(FILE, 0, &mut data).unwrap();
+    assert!(holds(&after, 2) && data.iter().all(|&byte| byte == 7));
+}
+
+#[test]
+fn a_durable_write_that_fails_is_sent_elsewhere_and_flushed() {
+    let device = formatted().with_durable_writes();
+    let store = open(&device).unwrap();
+    put(&store, 1);
+    for blocks in 0..2 {
+        let fault = match blocks {
+            0 => Fault::FailWrite,
+            _ => Fault::TearWrite { blocks },
+        };
+        device.inject(When::Nth(device.counts().0), fault);
+        let offset = 2 + blocks;
+        assert_eq!(flushes_of(&device, || put(&store, offset)), 1, "{fault:?}");
+        assert!(holds(&open(&power_cut(&device)).unwrap(), offset));
+    }
+    assert_eq!(
+        flushes_of(&device, || put(&store, 9)),
+        0,
+        "and goes on as before"
+    );
+    assert!(holds(&open(&power_cut(&device)).unwrap(), 9));
+}
+
+#[test]
+fn a_commit_started_early_with_a_durable_write_answers_without_a_flush() {
+    let device = formatted().with_durable_writes();
+    let options = StoreOptions {
+        cache_bytes: 1 << 20,
+        ..StoreOptions::default()
+    };
+    let store = Store::open(Arc::new(device.clone()), &options).unwrap();
+    let before = device.counts().2;
+    let mut early = 0;
+    for offset in 1..40 {
+        let mut txn = store.begin().unwrap();
+        txn.put(key(offset), b"synced").unwrap();
+        let position = txn.commit().unwrap();
+        if let Some(lead) = store.start_anticipated() {
+            lead.run();
+            early += 1;
+            assert!(position < store.durable(), "durable before anybody asks");
+        }
+        store.sync(position).unwrap();
+    }
+    assert!(early > 20, "the rhythm was noticed {early} times");
+    assert_eq!(device.counts().2, before);
+    assert!((1..40).all(|n| holds(&open(&power_cut(&device)).unwrap(), n)));
+}
+
 #[test]
 fn newest_checkpoint_is_found_whichever_of_its_copies_is_damaged() {
     let device = with_history_that_only_the_newest_checkpoint_knows();

@@ -1,8 +1,12 @@
-//! Latency of 4 KiB write + flush: the file device, synchronous and through its queue, against a
+//! Latency of making 4 KiB durable, by a thread that waits: a write and a flush, or one durable write,
+//! each as synchronous calls and through the device's queue. On an image file also against a
 //! preallocated, already written file on the same filesystem with pwrite + fdatasync.
 //!
-//! `cargo run --release --example flush_latency -- [DIRECTORY] [COMMITS]`. Rounds of all contenders
-//! alternate, so that the noise of a shared machine hits them alike; the median round counts.
+//! `cargo run --release --example flush_latency -- [DIRECTORY | DEVICE] [COMMITS]`; a DEVICE has a
+//! colon in its name (`nvme:/dev/ng0n1`) and loses what is in its first zone. Rounds of all contenders
+//! alternate, so that the noise of a shared machine hits them alike. Printed are the least, which a
+//! busy host changes little, and the median of all commits, and the median of the ratios to the first
+//! contender, of whole rounds.
 
 use std::error::Error;
 use std::fs::OpenOptions;
@@ -11,7 +15,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use zns_backend::{DmaBuffer, FileDevice, Geometry, Lba, Request, ZoneId, ZonedDevice};
+use zns_backend::{
+    DmaBuffer, FileDevice, Geometry, Lba, Request, ZoneId, ZonedDevice, open_device,
+};
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
 
@@ -27,92 +33,152 @@ const GEOMETRY: Geometry = Geometry {
     max_append: 0,
 };
 
-fn per_commit_us(commits: u64, mut commit: impl FnMut(u64) -> Outcome<()>) -> Outcome<f64> {
-    let start = Instant::now();
-    for index in 0..commits {
-        commit(index)?;
-    }
-    Ok(start.elapsed().as_secs_f64() * 1e6 / commits as f64)
+/// How a block is made durable.
+#[derive(Clone, Copy)]
+struct Way {
+    name: &'static str,
+    queued: bool,
+    durable: bool,
 }
 
-fn plain_file(path: &Path, commits: u64, data: &DmaBuffer) -> Outcome<f64> {
+const WAYS: [Way; 4] = [
+    Way {
+        name: "write, flush",
+        queued: false,
+        durable: false,
+    },
+    Way {
+        name: "durable write",
+        queued: false,
+        durable: true,
+    },
+    Way {
+        name: "write, flush through the queue",
+        queued: true,
+        durable: false,
+    },
+    Way {
+        name: "durable write through the queue",
+        queued: true,
+        durable: true,
+    },
+];
+
+/// Microseconds of each of a number of commits.
+fn each_us(commits: u64, mut commit: impl FnMut(u64) -> Outcome<()>) -> Outcome<Vec<f64>> {
+    (0..commits)
+        .map(|index| {
+            let start = Instant::now();
+            commit(index)?;
+            Ok(start.elapsed().as_secs_f64() * 1e6)
+        })
+        .collect()
+}
+
+fn plain_file(path: &Path, commits: u64) -> Outcome<Vec<f64>> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(true);
     let file = options.custom_flags(libc::O_DIRECT).open(path)?;
-    let fill = DmaBuffer::new(1 << 20);
+    let (data, fill) = (DmaBuffer::new(BLOCK), DmaBuffer::new(1 << 20));
     for piece in 0..(commits * BLOCK as u64).div_ceil(1 << 20) {
         file.write_all_at(&fill, piece << 20)?;
     }
     file.sync_all()?;
-    per_commit_us(commits, |index| {
-        file.write_all_at(data, index * BLOCK as u64)?;
+    each_us(commits, |index| {
+        file.write_all_at(&data, index * BLOCK as u64)?;
         Ok(file.sync_data()?)
     })
 }
 
-fn synchronous(device: &FileDevice, commits: u64, data: &DmaBuffer) -> Outcome<f64> {
+fn on_device(device: &dyn ZonedDevice, way: Way, commits: u64) -> Outcome<Vec<f64>> {
     device.reset(ZoneId(0))?;
     device.flush()?;
-    per_commit_us(commits, |index| {
-        device.write(Lba(index), data)?;
-        Ok(device.flush()?)
-    })
-}
-
-fn queued(device: &FileDevice, commits: u64) -> Outcome<f64> {
-    device.reset(ZoneId(1))?;
-    device.flush()?;
-    let queue = device.queue(8)?;
     let data = Arc::new(device.buffer(BLOCK));
-    let start = device.geometry().zone_start(ZoneId(1));
+    if !way.queued {
+        return each_us(commits, |index| {
+            if way.durable {
+                return Ok(device.write_durable(Lba(index), &data)?);
+            }
+            device.write(Lba(index), &data)?;
+            Ok(device.flush()?)
+        });
+    }
+    let queue = device.queue(8)?;
     let mut done = Vec::new();
-    per_commit_us(commits, |index| {
-        let data = Arc::clone(&data);
-        queue.submit(
-            0,
-            Request::Write {
-                lba: start.plus(index),
-                data,
-                blocks: 1,
-            },
-        )?;
-        queue.wait(1, &mut done)?;
-        queue.submit(1, Request::Flush)?;
+    let mut wait_for = |token, request| -> Outcome<()> {
+        queue.submit(token, request)?;
         queue.wait(1, &mut done)?;
         done.drain(..)
-            .try_for_each(|completion| completion.result.map(drop))?;
-        Ok(())
+            .try_for_each(|completion| Ok(completion.result.map(drop)?))
+    };
+    each_us(commits, |index| {
+        let write = Request::Write {
+            lba: Lba(index),
+            data: Arc::clone(&data),
+            blocks: 1,
+            durable: way.durable,
+        };
+        wait_for(0, write)?;
+        if way.durable {
+            return Ok(());
+        }
+        wait_for(1, Request::Flush)
     })
 }
 
-fn median(mut figures: Vec<f64>) -> f64 {
+fn median(figures: impl IntoIterator<Item = f64>) -> f64 {
+    let mut figures: Vec<f64> = figures.into_iter().collect();
     figures.sort_by(f64::total_cmp);
     figures[figures.len() / 2]
 }
 
+/// Prints what each contender took, round by round.
+fn print(contenders: &[(&str, Vec<Vec<f64>>)]) {
+    let total = |round: &Vec<f64>| round.iter().sum::<f64>();
+    for (name, rounds) in contenders {
+        let all = || rounds.iter().flatten().copied();
+        let first = contenders[0].1.iter().map(total);
+        let ratio = median(first.zip(rounds).map(|(first, own)| total(own) / first));
+        println!(
+            "{name:<34} least {:>8.1} us, median {:>8.1} us, {ratio:.2} of the first",
+            all().fold(f64::INFINITY, f64::min),
+            median(all())
+        );
+    }
+}
+
 fn main() -> Outcome<()> {
     let mut arguments = std::env::args().skip(1);
-    let directory = arguments.next().unwrap_or_else(|| ".".into());
+    let place = arguments.next().unwrap_or_else(|| ".".into());
     let commits = arguments.next().map_or(Ok(2000), |text| text.parse())?;
-    let directory = tempfile::tempdir_in(directory)?;
-    let device = FileDevice::create(directory.path().join("device.img"), &GEOMETRY, false)?;
-    let data = DmaBuffer::new(BLOCK);
-    let mut figures = [Vec::new(), Vec::new(), Vec::new()];
+    let mut contenders: Vec<(&str, Vec<Vec<f64>>)> = Vec::new();
+    let directory = match place.contains(':') {
+        true => None,
+        false => Some(tempfile::tempdir_in(&place)?),
+    };
+    let device: Arc<dyn ZonedDevice> = match &directory {
+        Some(directory) => {
+            contenders.push(("plain file, write, fdatasync", Vec::new()));
+            let image = directory.path().join("device.img");
+            let device = FileDevice::create(image, &GEOMETRY, false)?;
+            println!("direct I/O: {}", device.is_direct());
+            Arc::new(device)
+        }
+        None => open_device(&place, false)?,
+    };
+    contenders.extend(WAYS.map(|way| (way.name, Vec::new())));
+    let commits = commits.min(device.geometry().zone_capacity);
     for _ in 0..ROUNDS {
-        figures[0].push(plain_file(&directory.path().join("plain"), commits, &data)?);
-        figures[1].push(synchronous(&device, commits, &data)?);
-        figures[2].push(queued(&device, commits)?);
+        let mut rounds = contenders.iter_mut().map(|(_, rounds)| rounds);
+        if let Some(directory) = &directory
+            && let Some(rounds) = rounds.next()
+        {
+            rounds.push(plain_file(&directory.path().join("plain"), commits)?);
+        }
+        for (rounds, way) in rounds.zip(WAYS) {
+            rounds.push(on_device(&*device, way, commits)?);
+        }
     }
-    let [plain, synchronous, queued] = figures.map(median);
-    println!("direct I/O: {}", device.is_direct());
-    println!("plain file, write + fdatasync: {plain:.1} us per commit");
-    println!(
-        "device, write + flush:         {synchronous:.1} us ({:.2}x)",
-        synchronous / plain
-    );
-    println!(
-        "device, queue:                 {queued:.1} us ({:.2}x)",
-        queued / plain
-    );
+    print(&contenders);
     Ok(())
 }

@@ -55,6 +55,7 @@ impl Streams<'_> {
                 lba: geometry.zone_start(zone).plus(used),
                 data,
                 blocks,
+                durable: false,
             },
             Way::Append => Request::Append { zone, data, blocks },
         };

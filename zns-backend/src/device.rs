@@ -81,6 +81,8 @@ pub enum Request {
         data: Arc<DmaBuffer>,
         /// How many blocks of it.
         blocks: u64,
+        /// As [`ZonedDevice::write_durable`] does it.
+        durable: bool,
     },
     /// Writes the first `blocks` blocks of `data` wherever the zone's write pointer is.
     Append {
@@ -130,7 +132,7 @@ pub trait DeviceQueue: Send + Sync {
 /// A zoned block device.
 ///
 /// Blocks of one write become readable when the call returns. They are durable after a completed
-/// [`ZonedDevice::flush`] that started later; until then a power cut may keep or lose each block
+/// [`ZonedDevice::flush`] that started later, or at once if the write was a durable one; until then a power cut may keep or lose each block
 /// on its own, and write pointers may be found anywhere from the last flushed block up.
 /// Zone resets are ordered: a reset that has returned is not undone by a flush-less power cut in a
 /// way that makes older data readable again next to newer data of the same zone.
@@ -167,6 +169,23 @@ pub trait ZonedDevice: Send + Sync {
     /// # Errors
     /// The statuses of the zone state machine; media errors.
     fn write(&self, lba: Lba, data: &[u8]) -> Result<()>;
+
+    /// As [`ZonedDevice::write`], and the blocks are durable when the call returns. It says nothing
+    /// of any other block: what was written before and not flushed may still be lost.
+    ///
+    /// # Errors
+    /// As [`ZonedDevice::write`], and as [`ZonedDevice::flush`] where the device flushes for it
+    /// ([`ZonedDevice::has_durable_writes`]).
+    fn write_durable(&self, lba: Lba, data: &[u8]) -> Result<()> {
+        self.write(lba, data)?;
+        self.flush()
+    }
+
+    /// Whether a durable write is one operation of the device, so that it costs less than a write
+    /// and a flush, and when it fails nothing but itself has failed.
+    fn has_durable_writes(&self) -> bool {
+        false
+    }
 
     /// Writes whole blocks where the zone's write pointer is and returns their address.
     ///

@@ -38,9 +38,16 @@ pub(crate) fn execute(device: &dyn ZonedDevice, token: u64, request: Request) ->
         Request::Read { lba, mut buffer } => {
             (device.read(lba, &mut buffer).map(|()| lba), Some(buffer))
         }
-        Request::Write { lba, data, blocks } => {
-            let written =
-                payload(geometry, &data, blocks).and_then(|payload| device.write(lba, payload));
+        Request::Write {
+            lba,
+            data,
+            blocks,
+            durable,
+        } => {
+            let written = payload(geometry, &data, blocks).and_then(|payload| match durable {
+                true => device.write_durable(lba, payload),
+                false => device.write(lba, payload),
+            });
             (written.map(|()| lba), None)
         }
         Request::Append { zone, data, blocks } => {

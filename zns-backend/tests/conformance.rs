@@ -19,6 +19,11 @@ fn fault_device_without_faults_conforms() {
             let device = MemDevice::new(geometry).expect("device");
             Arc::new(FaultDevice::new(device).expect("fault device"))
         });
+        check_all(|| {
+            let device = MemDevice::new(geometry).expect("device");
+            let device = FaultDevice::new(device).expect("fault device");
+            Arc::new(device.with_durable_writes())
+        });
     }
 }
 

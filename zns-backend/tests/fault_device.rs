@@ -216,6 +216,56 @@ fn rebuilt_device_works_and_leaves_the_log_alone() {
 }
 
 #[test]
+fn a_durable_write_outlives_a_power_cut_and_takes_nothing_else_along() {
+    let device = device().with_durable_writes();
+    device.write(Lba(0), &blocks(1, 2)).expect("write");
+    device.write_durable(Lba(2), &blocks(2, 2)).expect("write");
+    device.append(ZoneId(0), &blocks(3, 1)).expect("append");
+    let log = device.log();
+    let after = |cut, survival| {
+        let left = log.device_after(cut, survival).expect("rebuild");
+        tags(&left, 0)
+    };
+    assert_eq!(after(CrashPoint::after(3), Survival::None), [0, 0, 2, 2]);
+    assert_eq!(after(CrashPoint::after(2), Survival::All), [1, 1, 2, 2]);
+    let found = |cut| (0..100).map(move |seed| (cut, Survival::Seeded(seed)));
+    let lost = |tags: &[u8]| tags.get(..2) == Some(&[0, 0]);
+    let mut below = found(CrashPoint::after(2)).map(|(cut, seed)| after(cut, seed));
+    assert!(
+        below.all(|tags| tags[2..] == [2, 2]),
+        "whatever else is lost"
+    );
+    let mut below = found(CrashPoint::after(2)).map(|(cut, seed)| after(cut, seed));
+    assert!(below.any(|tags| lost(&tags)), "blocks before it may go");
+    let mut torn = found(CrashPoint::during(1)).map(|(cut, seed)| after(cut, seed));
+    assert!(
+        torn.any(|tags| tags.len() < 4),
+        "one under way promises nothing"
+    );
+}
+
+#[test]
+fn without_durable_writes_a_device_flushes_for_one() {
+    let device = device();
+    device.write(Lba(0), &blocks(1, 1)).expect("write");
+    device.write_durable(Lba(1), &blocks(2, 1)).expect("write");
+    let log = device.log();
+    assert!(matches!(log.ops()[2], LoggedOp::Flush { covers: 2 }));
+    let left = log.device_after(CrashPoint::after(3), Survival::None);
+    assert_eq!(tags(&left.expect("rebuild"), 0), [1, 2]);
+}
+
+#[test]
+fn a_torn_durable_write_is_as_lost_as_any() {
+    let device = device().with_durable_writes();
+    device.inject(When::Nth(0), Fault::TearWrite { blocks: 1 });
+    assert!(device.write_durable(Lba(0), &blocks(1, 2)).is_err());
+    let log = device.log();
+    let left = log.device_after(CrashPoint::after(1), Survival::None);
+    assert_eq!(tags(&left.expect("rebuild"), 0), [0; 0]);
+}
+
+#[test]
 fn thousands_of_crash_points_of_a_busy_device_are_rebuilt_in_a_moment() {
     let geometry = Geometry {
         zones: 32,

@@ -146,6 +146,7 @@ fn zn540_profile_is_within_a_tenth_of_the_published_figures() {
         lba: Lba(i * blocks),
         data: Arc::clone(&large),
         blocks,
+        durable: false,
     });
     let appends = rate_at_depth(&virtual_device(), 8, 100_000, |_| Request::Append {
         zone: ZoneId(0),

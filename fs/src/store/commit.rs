@@ -6,16 +6,22 @@
 //! commits for all of them when it is done. So the number of flushes per second stays what the
 //! device can do, and their size grows with the load.
 //!
+//! A commit of one small chunk, with everything before it durable, is one operation where the device
+//! can make a single write durable: nothing else is volatile that the chunk needs. It refers to earlier
+//! chunks of the log, which are durable then, and to moved blocks, which were flushed before anything
+//! mapped them. In all other cases the chunks are written and the device is flushed.
+//!
 //! *Anticipation.* A client that syncs after every so many transactions, always as many, gets its
 //! commit started before the last of them is answered: the chunk is written while the answer travels
 //! and the request to sync comes back, which then finds the commit under way. The rhythm must have
 //! held [`STREAK_MIN`] times in a row; a deviation (the kernel's update of a file time now and
 //! then) halves the count, so that a commit nobody asked for is rare.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use parking_lot::{Condvar, Mutex};
 
+use super::writer::Early;
 use super::{Counters, Store};
 use crate::error::{Error, Result};
 use crate::types::Sequence;
@@ -44,8 +50,6 @@ pub(super) struct Commits {
     state: Mutex<State>,
     ended: Condvar,
     pub(super) flushing: Mutex<()>,
-    /// The leader has a chunk in flight on the queue of its own.
-    early: AtomicBool,
     rhythm: Rhythm,
 }
 
@@ -145,10 +149,9 @@ impl Store {
         if !self.commits.rhythm.is_due() || self.is_read_only() {
             return None;
         }
-        let lead = self.take_lead(&mut self.commits.state.lock())?;
+        let mut lead = self.take_lead(&mut self.commits.state.lock())?;
         self.seal_open(&mut self.head.write());
-        let started = self.writer.start_early();
-        self.commits.early.store(started, Ordering::Relaxed);
+        lead.early = self.writer.start_early(self.commits.durable());
         Some(lead)
     }
 
@@ -157,7 +160,10 @@ impl Store {
             return None;
         }
         state.leading = true;
-        Some(Lead(self))
+        Some(Lead {
+            store: self,
+            early: None,
+        })
     }
 
     fn note_request(&self) {
@@ -192,9 +198,10 @@ impl Store {
             self.seal_open(&mut head);
             head.next_sequence
         };
-        self.write_before(next)?;
-        self.flush_device()?;
-        Counters::add(&self.counters.commits, 1);
+        let durable = self.commits.durable();
+        if next > durable && !self.write_all_before(next, durable)? {
+            self.flush_device()?;
+        }
         Ok(next)
     }
 
@@ -210,13 +217,24 @@ impl Store {
 
     /// Writes every chunk before `sequence`; chunks whose write fails are sent elsewhere.
     pub(super) fn write_before(&self, sequence: u64) -> Result<()> {
-        if sequence == 0 {
-            return Ok(());
+        self.write_all_before(sequence, 0).map(drop)
+    }
+
+    /// As [`Store::write_before`], where every chunk before `durable` is durable. Answers whether
+    /// there is nothing to flush any more.
+    fn write_all_before(&self, sequence: u64, durable: u64) -> Result<bool> {
+        let Some(last) = sequence.checked_sub(1) else {
+            return Ok(false);
+        };
+        let mut failed = false;
+        loop {
+            match self.writer.drain(last, durable) {
+                Ok(made_durable) => return Ok(made_durable && !failed),
+                Err(_) => self.relocate_failed()?,
+            }
+            // What was sent elsewhere was written like anything else.
+            failed = true;
         }
-        while self.writer.drain(sequence - 1).is_err() {
-            self.relocate_failed()?;
-        }
-        Ok(())
     }
 }
 
@@ -224,50 +242,72 @@ impl Store {
 ///
 /// Dropping it undone means that the leader has panicked: nobody may wait for it for ever.
 #[must_use = "everybody waits for the leader"]
-pub struct Lead<'a>(&'a Store);
+pub struct Lead<'a> {
+    store: &'a Store,
+    /// The leader has a chunk in flight on the queue of its own.
+    early: Option<Early>,
+}
 
 impl Lead<'_> {
     /// Commits until nobody waits. Waits for the device.
-    pub fn run(self) {
-        let Store {
-            commits, writer, ..
-        } = self.0;
-        if commits.early.swap(false, Ordering::Relaxed) {
-            writer.finish_early();
+    pub fn run(mut self) {
+        let mut outcome = match self
+            .early
+            .take()
+            .map(|e| self.store.writer.finish_early(&e))
+        {
+            Some(Some(durable)) => self.settle(Ok(durable)),
+            _ => self.commit(),
+        };
+        while self.answer(&outcome) {
+            outcome = self.commit();
         }
-        loop {
-            let outcome = self.0.latch("commit", self.0.commit_all());
-            if let Ok(durable) = outcome {
-                commits.note_durable(durable);
-            }
-            let mut state = commits.state.lock();
-            let (done, waiting) = std::mem::take(&mut state.waiting)
-                .into_iter()
-                .partition::<Vec<_>, _>(|(at, _)| outcome.is_err() || *at < self.0.durable());
-            state.leading = !waiting.is_empty();
-            let more = state.leading;
-            state.waiting = waiting;
-            drop(state);
-            commits.ended.notify_all();
-            for (_, then) in done {
-                then(outcome.as_ref().map(drop).map_err(|_| Error::CommitFailed));
-            }
-            if !more {
-                std::mem::forget(self);
-                return;
-            }
+        std::mem::forget(self);
+    }
+
+    fn commit(&self) -> Result<()> {
+        self.settle(self.store.commit_all())
+    }
+
+    /// Notes what a commit has made durable, unless somebody has met an error meanwhile.
+    fn settle(&self, durable: Result<u64>) -> Result<()> {
+        let durable = self.store.latch("commit", durable)?;
+        if self.store.latched.lock().is_some() {
+            return Err(Error::CommitFailed);
         }
+        self.store.commits.note_durable(durable);
+        Counters::add(&self.store.counters.commits, 1);
+        Ok(())
+    }
+
+    /// Answers those who wait for what is durable now, everybody if the commit failed. Ends the lead
+    /// if nobody is left, and says whether somebody is.
+    fn answer(&self, outcome: &Result<()>) -> bool {
+        let commits = &self.store.commits;
+        let mut state = commits.state.lock();
+        let (done, waiting) = std::mem::take(&mut state.waiting)
+            .into_iter()
+            .partition::<Vec<_>, _>(|(at, _)| outcome.is_err() || *at < self.store.durable());
+        state.leading = !waiting.is_empty();
+        let more = state.leading;
+        state.waiting = waiting;
+        drop(state);
+        commits.ended.notify_all();
+        for (_, then) in done {
+            then(outcome.as_ref().map(drop).map_err(|_| Error::CommitFailed));
+        }
+        more
     }
 }
 
 impl Drop for Lead<'_> {
     fn drop(&mut self) {
-        self.0.latch_read_only("a commit panicked");
-        let mut state = self.0.commits.state.lock();
+        self.store.latch_read_only("a commit panicked");
+        let mut state = self.store.commits.state.lock();
         state.leading = false;
         let waiting = std::mem::take(&mut state.waiting);
         drop(state);
-        self.0.commits.ended.notify_all();
+        self.store.commits.ended.notify_all();
         for (_, then) in waiting {
             then(Err(Error::CommitFailed));
         }

@@ -48,12 +48,20 @@ struct State {
 /// A write failed: [`Writer::take_failed`] has the chunks.
 pub(super) struct WriteFailed;
 
+/// A chunk that the leader of commits has in flight on a queue of its own.
+pub(super) struct Early {
+    sequence: u64,
+    durable: bool,
+}
+
 pub(super) struct Writer {
     device: Arc<dyn ZonedDevice>,
     queue: Option<Box<dyn DeviceQueue>>,
     queue_broken: AtomicBool,
     /// For the chunk of a commit that is started early; used by the leader of commits alone.
     early: Option<Box<dyn DeviceQueue>>,
+    /// [`ZonedDevice::has_durable_writes`] of the device.
+    durable_writes: bool,
     state: Mutex<State>,
     changed: Condvar,
     resident_count: AtomicUsize,
@@ -70,6 +78,7 @@ impl Writer {
         };
         let early = if queued { Some(device.queue(1)?) } else { None };
         let writer = Arc::new(Writer {
+            durable_writes: device.has_durable_writes(),
             device,
             queue,
             queue_broken: AtomicBool::new(false),
@@ -135,44 +144,49 @@ impl Writer {
                 return;
             };
             drop(state);
-            self.start(sealed, self.queue.is_none());
+            self.start(sealed, self.queue.is_none(), false);
         }
     }
 
-    /// Starts the write of the next chunk on the queue of the leader, which calls
-    /// [`Writer::finish_early`] if this says that it has.
-    pub(super) fn start_early(&self) -> bool {
-        let Some(early) = &self.early else {
-            return false;
-        };
-        let Some(sealed) = State::startable(&mut self.state.lock(), u64::MAX) else {
-            return false;
+    /// Starts the write of the next chunk on the queue of the leader, which passes the answer to
+    /// [`Writer::finish_early`]. Every chunk before `durable` is durable; if the chunk is that one,
+    /// it is made durable by its write.
+    pub(super) fn start_early(&self, durable: u64) -> Option<Early> {
+        let early = self.early.as_ref()?;
+        let sealed = State::startable(&mut self.state.lock(), u64::MAX)?;
+        let started = Early {
+            sequence: sealed.sequence,
+            durable: self.durable_writes && sealed.sequence == durable,
         };
         let request = Request::Write {
             lba: sealed.lba,
             data: Arc::clone(&sealed.buffer),
             blocks: sealed.blocks,
+            durable: started.durable,
         };
         match early.submit(sealed.sequence, request) {
-            Ok(()) => true,
+            Ok(()) => Some(started),
             Err(error) => {
                 self.complete(&sealed, Err(error));
-                false
+                None
             }
         }
     }
 
-    /// Waits for the write that [`Writer::start_early`] has started.
-    pub(super) fn finish_early(&self) {
-        let Some(early) = &self.early else { return };
+    /// Waits for the write that [`Writer::start_early`] has started. Answers the sequence of the
+    /// chunk behind it if that write has made it durable, and so everything before it.
+    pub(super) fn finish_early(&self, started: &Early) -> Option<u64> {
         let mut completions = Vec::new();
-        if let Err(error) = early.wait(1, &mut completions) {
+        if let Err(error) = self.early.as_ref()?.wait(1, &mut completions) {
             tracing::error!("the device queue is broken: {error}");
-            return self.give_up_queue();
+            self.give_up_queue();
+            return None;
         }
+        let written = completions.iter().all(|c| c.result.is_ok());
         for completion in completions {
             self.complete_token(completion);
         }
+        (written && started.durable).then_some(started.sequence + 1)
     }
 
     /// Waits until at most `blocks` blocks are on their way.
@@ -181,7 +195,7 @@ impl Writer {
         while state.blocks > blocks && state.failed.is_empty() {
             if let Some(sealed) = State::startable(&mut state, u64::MAX) {
                 drop(state);
-                self.start(sealed, self.queue.is_none());
+                self.start(sealed, self.queue.is_none(), false);
                 state = self.state.lock();
             } else {
                 self.changed.wait(&mut state);
@@ -194,8 +208,15 @@ impl Writer {
         }
     }
 
-    /// Writes everything up to `sequence`.
-    pub(super) fn drain(&self, sequence: u64) -> std::result::Result<(), WriteFailed> {
+    /// Writes everything up to `sequence`. If that is one small chunk and all before it is durable,
+    /// as `durable` says of every chunk before that, its write makes it durable too; answers whether
+    /// it has, so that there is nothing to flush.
+    pub(super) fn drain(
+        &self,
+        sequence: u64,
+        durable: u64,
+    ) -> std::result::Result<bool, WriteFailed> {
+        let mut made_durable = false;
         let mut state = self.state.lock();
         loop {
             if !state.failed.is_empty() {
@@ -207,12 +228,16 @@ impl Writer {
                 .next()
                 .is_none_or(|first| *first > sequence)
             {
-                return Ok(());
+                return Ok(made_durable);
             }
             if let Some(sealed) = State::startable(&mut state, sequence) {
                 drop(state);
                 let inline = self.queue.is_none() || sealed.blocks <= INLINE_BLOCKS;
-                self.start(sealed, inline);
+                made_durable = inline
+                    && self.durable_writes
+                    && sealed.sequence == sequence
+                    && sequence == durable;
+                self.start(sealed, inline, made_durable);
                 state = self.state.lock();
             } else {
                 self.changed.wait(&mut state);
@@ -314,9 +339,13 @@ impl Writer {
         })
     }
 
-    fn start(&self, sealed: Arc<Sealed>, inline: bool) {
+    /// Writes a chunk, `inline` on the calling thread. Only such a write can be made `durable`.
+    fn start(&self, sealed: Arc<Sealed>, inline: bool, durable: bool) {
         if inline || self.queue_broken.load(Ordering::Acquire) {
-            let result = self.device.write(sealed.lba, sealed.bytes());
+            let result = match durable {
+                true => self.device.write_durable(sealed.lba, sealed.bytes()),
+                false => self.device.write(sealed.lba, sealed.bytes()),
+            };
             self.complete(&sealed, result.map(|()| sealed.lba));
             return;
         }
@@ -325,6 +354,7 @@ impl Writer {
             lba: sealed.lba,
             data: Arc::clone(&sealed.buffer),
             blocks: sealed.blocks,
+            durable: false,
         };
         if let Err(error) = queue.submit(sealed.sequence, request) {
             self.complete(&sealed, Err(error));

@@ -297,6 +297,7 @@ fn a_session_that_is_too_large_or_finds_no_space_can_only_come_to_nothing() {
 fn a_power_cut_in_a_commit_of_several_chunks_leaves_all_of_it_or_nothing() {
     let memory = MemDevice::new(*device(32).geometry()).expect("a sparse memory device");
     let faulty = FaultDevice::new(memory).expect("a fresh device can be read");
+    let faulty = faulty.with_durable_writes();
     let below: Arc<dyn ZonedDevice> = Arc::new(faulty.clone());
     let volume = sends_ahead(&below);
     let (ino, want) = large(&volume, 5000);

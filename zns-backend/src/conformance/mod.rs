@@ -157,11 +157,10 @@ fn check_writes_and_reads(device: &dyn ZonedDevice) {
     let data = pattern(&geometry, 7, capacity);
     let block = geometry.block_size as usize;
     let mut at = 0;
-    for blocks in [1, 3, 2, 5, capacity - 11] {
+    let writes = [ZonedDevice::write, ZonedDevice::write_durable];
+    for (turn, blocks) in [1, 3, 2, 5, capacity - 11].into_iter().enumerate() {
         let part = &data[at as usize * block..(at + blocks) as usize * block];
-        device
-            .write(start.plus(at), part)
-            .expect("write at the pointer");
+        writes[turn % 2](device, start.plus(at), part).expect("write at the pointer");
         at += blocks;
         assert_eq!(
             read(device, start, at).expect("read"),
@@ -278,10 +277,12 @@ fn check_bad_arguments(device: &dyn ZonedDevice) {
         Err(Error::OutOfRange(_))
     ));
     for len in [0, 1, block - 1, block + 1] {
-        assert!(matches!(
-            device.write(Lba(0), &vec![0; len]),
-            Err(Error::BadLength(_))
-        ));
+        for write in [ZonedDevice::write, ZonedDevice::write_durable] {
+            assert!(matches!(
+                write(device, Lba(0), &vec![0; len]),
+                Err(Error::BadLength(_))
+            ));
+        }
         assert!(matches!(
             device.append(Z0, &vec![0; len]),
             Err(Error::BadLength(_))
@@ -298,18 +299,21 @@ fn check_bad_arguments(device: &dyn ZonedDevice) {
     ));
 
     put(device, Lba(0), 1, 4).expect("write");
-    for lba in [0, 3, 5, 9] {
-        let outcome = put(device, Lba(lba), 1, 1);
-        assert!(
-            matches!(
-                outcome,
-                Err(Error::ZoneInvalidWrite {
-                    write_pointer: Lba(4),
-                    ..
-                })
-            ),
-            "{outcome:?}"
-        );
+    let data = pattern(&geometry, 1, 1);
+    for write in [ZonedDevice::write, ZonedDevice::write_durable] {
+        for lba in [0, 3, 5, 9] {
+            let outcome = write(device, Lba(lba), &data);
+            assert!(
+                matches!(
+                    outcome,
+                    Err(Error::ZoneInvalidWrite {
+                        write_pointer: Lba(4),
+                        ..
+                    })
+                ),
+                "{outcome:?}"
+            );
+        }
     }
     let outcome = put(device, Lba(4), 1, geometry.zone_capacity - 3);
     assert!(

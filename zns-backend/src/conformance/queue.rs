@@ -41,6 +41,7 @@ pub(super) fn check_queue(device: &dyn ZonedDevice) {
                     lba: Lba(index),
                     data,
                     blocks: 1,
+                    durable: index % 4 == 0,
                 },
             )
             .expect("submit");
@@ -111,11 +112,13 @@ pub(super) fn check_queue(device: &dyn ZonedDevice) {
             lba: Lba(ROUNDS + 1),
             data: Arc::clone(&data),
             blocks: 1,
+            durable: true,
         },
         Request::Write {
             lba: Lba(ROUNDS),
             data: Arc::clone(&data),
             blocks: 2,
+            durable: false,
         },
         Request::Append {
             zone: ZoneId(geometry.zones),
@@ -161,6 +164,7 @@ fn check_large_transfers(device: &dyn ZonedDevice) {
                     lba,
                     data,
                     blocks: capacity,
+                    durable: zone == ZoneId(2),
                 },
             )
             .expect("submit");

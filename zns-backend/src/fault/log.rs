@@ -1,8 +1,9 @@
 //! The write log of a [`FaultDevice`](super::FaultDevice) and the devices a power cut could leave.
 //!
-//! The model of a power cut: operations covered by a completed flush happened. Of every other write,
-//! each block is kept or lost on its own (a lost one reads as zeroes), and the write pointer of its
-//! zone is anywhere from the last flushed block up to the last one written. A completed reset
+//! The model of a power cut: operations covered by a completed flush happened, and so did durable
+//! writes that completed. Of every other write, each block is kept or lost on its own (a lost one
+//! reads as zeroes), those below a durable write in its zone too, and the write pointer of its zone is
+//! anywhere from the last durable block up to the last one written. A completed reset
 //! happened, and whatever was unflushed in its zone is gone; an unflushed finish happened or not. The
 //! operation the power cut interrupts is treated as unflushed, a reset among them as happened or
 //! not. Open zones are found closed. Where lost writes would leave more zones active than the device
@@ -30,6 +31,8 @@ pub enum LoggedOp {
         lba: Lba,
         /// What was stored.
         data: Arc<[u8]>,
+        /// Once it has completed, it needs no flush.
+        durable: bool,
     },
     /// A zone was emptied.
     Reset {
@@ -207,7 +210,11 @@ impl WriteLog {
         let mut zones = Vec::clone(&self.durable_state(durable));
         let mut choice = Choice::new(survival);
         for op in &self.ops[durable..completed] {
-            self.apply(&mut zones, op, &mut choice, Standing::Unflushed);
+            let standing = match op {
+                LoggedOp::Write { durable: true, .. } => Standing::Durable,
+                _ => Standing::Unflushed,
+            };
+            self.apply(&mut zones, op, &mut choice, standing);
         }
         if interrupts {
             self.apply(
@@ -231,7 +238,7 @@ impl WriteLog {
             let zones = Arc::make_mut(state);
             let mut all = Choice::new(Survival::All);
             for op in &self.ops[*from..upto] {
-                self.apply(zones, op, &mut all, Standing::Flushed);
+                self.apply(zones, op, &mut all, Standing::Durable);
             }
             *from = upto;
         }
@@ -246,7 +253,7 @@ impl WriteLog {
         standing: Standing,
     ) {
         match op {
-            LoggedOp::Write { lba, data } => {
+            LoggedOp::Write { lba, data, .. } => {
                 let zone = &mut zones[self.geometry.zone_of(*lba).0 as usize];
                 let first = self.geometry.offset_of(*lba);
                 self.apply_write(zone, first, data, choice, standing);
@@ -266,10 +273,10 @@ impl WriteLog {
             LoggedOp::Finish { zone } => {
                 let zone = &mut zones[zone.0 as usize];
                 zone.issued = self.geometry.zone_capacity;
-                if standing == Standing::Flushed || choice.keep() {
+                if standing == Standing::Durable || choice.keep() {
                     zone.finished = true;
                 }
-                if standing == Standing::Flushed {
+                if standing == Standing::Durable {
                     zone.durable = zone.issued;
                 }
             }
@@ -291,7 +298,7 @@ impl WriteLog {
         let blocks = Arc::make_mut(&mut zone.blocks);
         put_blocks(blocks, first as usize, data, block);
         zone.issued = zone.issued.max(end);
-        if standing == Standing::Flushed {
+        if standing == Standing::Durable {
             zone.durable = zone.durable.max(end);
             return;
         }
@@ -355,7 +362,7 @@ impl WriteLog {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Standing {
-    Flushed,
+    Durable,
     Unflushed,
     Interrupted,
 }

@@ -5,7 +5,7 @@
 //! - [`Fault::FailWrite`]: the write answers a media error; nothing of it is stored, the write pointer
 //!   stays.
 //! - [`Fault::TearWrite`]: the first blocks are stored and the write pointer moves past them; the write
-//!   answers a media error.
+//!   answers a media error. Nothing of a torn durable write is durable.
 //! - [`Fault::LoseWrite`]: the write answers success and moves the write pointer; its blocks read as
 //!   zeroes.
 //! - [`Fault::FailFlush`]: the flush answers a media error; what it would have covered stays unflushed.
@@ -97,6 +97,7 @@ struct Inner {
     plan: Mutex<Vec<(When, Fault)>>,
     /// Operations so far, by kind.
     counts: [AtomicU64; 3],
+    durable_writes: AtomicBool,
     logging: AtomicBool,
     log: Mutex<WriteLog>,
 }
@@ -112,9 +113,18 @@ impl FaultDevice {
             device,
             plan: Mutex::default(),
             counts: Default::default(),
+            durable_writes: AtomicBool::new(false),
             logging: AtomicBool::new(true),
             log: Mutex::new(log),
         })))
+    }
+
+    /// Has the device say that durable writes are operations of its own from now on
+    /// ([`ZonedDevice::has_durable_writes`]); until then whoever wants something durable flushes.
+    #[must_use]
+    pub fn with_durable_writes(self) -> FaultDevice {
+        self.0.durable_writes.store(true, Ordering::Relaxed);
+        self
     }
 
     /// Adds a fault to the plan. Of several that hit one operation the one added first counts;
@@ -189,11 +199,19 @@ impl FaultDevice {
         first
     }
 
+    fn write_as(&self, lba: Lba, data: &[u8], durable: bool) -> Result<()> {
+        let blocks = blocks_in(self.geometry(), data.len())?;
+        self.0.device.check_write(lba, blocks)?;
+        let store = |data: &[u8]| self.0.device.write(lba, data).map(|()| lba);
+        self.write_with_fault(lba, data, durable, store).map(drop)
+    }
+
     /// Carries a write out under its fault. `store` writes what it is given and answers where.
     fn write_with_fault(
         &self,
         lba: Lba,
         data: &[u8],
+        durable: bool,
         store: impl FnOnce(&[u8]) -> Result<Lba>,
     ) -> Result<Lba> {
         let fault = self.fault_for(Kind::Write, Some(lba));
@@ -219,6 +237,7 @@ impl FaultDevice {
             self.record(|| LoggedOp::Write {
                 lba: at,
                 data: stored.into(),
+                durable: durable && !torn,
             });
         }
         if torn { Err(Error::Media(at)) } else { Ok(at) }
@@ -248,16 +267,25 @@ impl ZonedDevice for FaultDevice {
     }
 
     fn write(&self, lba: Lba, data: &[u8]) -> Result<()> {
-        let blocks = blocks_in(self.geometry(), data.len())?;
-        self.0.device.check_write(lba, blocks)?;
-        let store = |data: &[u8]| self.0.device.write(lba, data).map(|()| lba);
-        self.write_with_fault(lba, data, store).map(drop)
+        self.write_as(lba, data, false)
+    }
+
+    fn write_durable(&self, lba: Lba, data: &[u8]) -> Result<()> {
+        if self.has_durable_writes() {
+            return self.write_as(lba, data, true);
+        }
+        self.write(lba, data)?;
+        self.flush()
+    }
+
+    fn has_durable_writes(&self) -> bool {
+        self.0.durable_writes.load(Ordering::Relaxed)
     }
 
     fn append(&self, zone: ZoneId, data: &[u8]) -> Result<Lba> {
         let blocks = blocks_in(self.geometry(), data.len())?;
         let lba = self.0.device.check_append(zone, blocks)?;
-        self.write_with_fault(lba, data, |data| self.0.device.append(zone, data))
+        self.write_with_fault(lba, data, false, |data| self.0.device.append(zone, data))
     }
 
     fn reset(&self, zone: ZoneId) -> Result<()> {

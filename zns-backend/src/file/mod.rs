@@ -35,6 +35,10 @@
 //! Under heavy load of others the figures say nothing (0.15 to 0.7 was seen). `flush_latency` among
 //! the examples measures again.
 //!
+//! There are no durable writes of its own ([`ZonedDevice::has_durable_writes`]): `RWF_DSYNC` has the host
+//! do the same and was no faster (`docs/devices.md`), and a write that fails can then not be told from a
+//! flush that does.
+//!
 //! # Locks
 //!
 //! One lock per zone puts acceptance of writes, prewriting, reset and finish of that zone in order;

@@ -162,8 +162,10 @@ enum Kind {
         lba: Lba,
         data: Arc<DmaBuffer>,
         bytes: u64,
+        durable: bool,
     },
-    Flush(FlushKind),
+    /// On its own, or the second half of a durable write at this address.
+    Flush(FlushKind, Lba),
 }
 
 impl FileEngine {
@@ -196,8 +198,8 @@ impl FileEngine {
             error,
             buffer: None,
         };
-        let (lba, data, blocks) = match request {
-            Request::Flush => return Ok(Kind::Flush(inner.begin_flush())),
+        let (lba, data, blocks, durable) = match request {
+            Request::Flush => return Ok(Kind::Flush(inner.begin_flush(), Lba(0))),
             Request::Read { lba, buffer } => {
                 let accepted = blocks_in(geometry, buffer.len())
                     .and_then(|blocks| inner.zones.check_read(lba, blocks));
@@ -209,21 +211,28 @@ impl FileEngine {
                     }),
                 };
             }
-            Request::Write { lba, data, blocks } => {
+            Request::Write {
+                lba,
+                data,
+                blocks,
+                durable,
+            } => {
                 let accepted =
                     payload(geometry, &data, blocks).and_then(|_| inner.accept_write(lba, blocks));
-                (accepted.map(|()| lba).map_err(refused)?, data, blocks)
+                accepted.map_err(refused)?;
+                (lba, data, blocks, durable)
             }
             Request::Append { zone, data, blocks } => {
                 let accepted = payload(geometry, &data, blocks)
                     .and_then(|_| inner.accept_append(zone, blocks));
-                (accepted.map_err(refused)?, data, blocks)
+                (accepted.map_err(refused)?, data, blocks, false)
             }
         };
         Ok(Kind::Write {
             lba,
             data,
             bytes: inner.bytes(blocks),
+            durable,
         })
     }
 }
@@ -266,7 +275,9 @@ impl Engine for FileEngine {
                     None => opcode::Read::new(DATA, target, len).offset(offset).build(),
                 }
             }
-            Kind::Write { lba, data, bytes } => {
+            Kind::Write {
+                lba, data, bytes, ..
+            } => {
                 let (offset, len) = self.piece(*lba, done, *bytes);
                 let source = data[done as usize..].as_ptr();
                 match self.fixed_index(data) {
@@ -276,7 +287,7 @@ impl Engine for FileEngine {
                     None => opcode::Write::new(DATA, source, len).offset(offset).build(),
                 }
             }
-            Kind::Flush(kind) => {
+            Kind::Flush(kind, _) => {
                 let fsync = opcode::Fsync::new(DATA).flags(types::FsyncFlags::DATASYNC);
                 match kind {
                     // A range that holds no dirty page keeps the zone table out of it; journal
@@ -294,7 +305,7 @@ impl Engine for FileEngine {
             return Ok(work);
         }
         let (doing, total) = match &work.kind {
-            Kind::Flush(_) => ("flushing", 0),
+            Kind::Flush(..) => ("flushing", 0),
             Kind::Read { buffer, .. } => ("reading", buffer.len() as u64),
             Kind::Write { bytes, .. } => ("writing", *bytes),
         };
@@ -309,12 +320,20 @@ impl Engine for FileEngine {
             }
         }
         let failed = failed.map(|source| self.inner().io_error(doing, source));
+        if let Kind::Write {
+            lba, durable: true, ..
+        } = work.kind
+            && failed.is_none()
+        {
+            let kind = Kind::Flush(self.inner().begin_flush(), lba);
+            return Ok(Work { kind, done: 0 });
+        }
         let ended = |lba: Lba| failed.map_or(Ok(lba), Err);
         let (result, buffer) = match work.kind {
             Kind::Read { lba, buffer } => (ended(lba), Some(buffer)),
             Kind::Write { lba, .. } => (ended(lba), None),
-            Kind::Flush(kind) => {
-                let result = ended(Lba(0));
+            Kind::Flush(kind, of) => {
+                let result = ended(of);
                 if result.is_ok() {
                     self.inner().end_flush(kind);
                 }

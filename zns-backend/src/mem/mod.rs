@@ -115,6 +115,14 @@ impl ZonedDevice for MemDevice {
         self.0.store.write(&self.0.geometry, lba, data)
     }
 
+    fn write_durable(&self, lba: Lba, data: &[u8]) -> Result<()> {
+        self.write(lba, data)
+    }
+
+    fn has_durable_writes(&self) -> bool {
+        true
+    }
+
     fn append(&self, zone: ZoneId, data: &[u8]) -> Result<Lba> {
         let blocks = blocks_in(&self.0.geometry, data.len())?;
         let lba = {

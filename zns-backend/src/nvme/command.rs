@@ -37,6 +37,8 @@ pub(crate) enum Identify {
     ZonedController = 0x06,
 }
 
+/// Bit 30 of word 12 of reads and writes.
+const FORCE_UNIT_ACCESS: u32 = 1 << 30;
 /// Command set identifier of zoned namespaces.
 const CSI_ZONED: u32 = 2;
 
@@ -66,9 +68,11 @@ impl Command {
     /// Flush (base 7.1).
     pub(crate) const FLUSH: Command = Command::new(0x00, 0, 0, 0);
 
-    /// Write (NVM 3.2.6). `blocks`: 1 to 65536.
-    pub(crate) fn write(lba: Lba, blocks: u64) -> Command {
-        Command::new(0x01, lba.0, blocks as u32 - 1, 0)
+    /// Write (NVM 3.2.6). `blocks`: 1 to 65536. `durable`: with Force Unit Access, which has it on
+    /// the medium before it completes.
+    pub(crate) fn write(lba: Lba, blocks: u64, durable: bool) -> Command {
+        let control = if durable { FORCE_UNIT_ACCESS } else { 0 };
+        Command::new(0x01, lba.0, control | (blocks as u32 - 1), 0)
     }
 
     /// Read (NVM 3.2.4). `blocks`: 1 to 65536.

@@ -333,7 +333,8 @@ impl<C: Channel> Namespace<C> {
         })
     }
 
-    pub(crate) fn write(&self, lba: Lba, data: &[u8]) -> Result<()> {
+    /// `durable`: also when the power goes right after.
+    pub(crate) fn write(&self, lba: Lba, data: &[u8], durable: bool) -> Result<()> {
         let blocks = blocks_in(&self.geometry, data.len())?;
         self.check_write(lba, blocks)?;
         self.in_pieces(lba, blocks, |at, bytes| {
@@ -344,11 +345,16 @@ impl<C: Channel> Namespace<C> {
                 blocks,
             };
             self.channel
-                .send(Command::write(at, blocks), &data[bytes])
+                .send(self.write_command(at, blocks, durable), &data[bytes])
                 .map_err(|failure| self.error(failure, attempt))?;
             self.written(at, blocks);
             Ok(())
         })
+    }
+
+    /// What is written without a volatile cache needs no Force Unit Access to be durable.
+    pub(crate) fn write_command(&self, lba: Lba, blocks: u64, durable: bool) -> Command {
+        Command::write(lba, blocks, durable && self.has_volatile_cache)
     }
 
     pub(crate) fn append(&self, zone: ZoneId, data: &[u8]) -> Result<Lba> {

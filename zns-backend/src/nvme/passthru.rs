@@ -215,7 +215,11 @@ mod tests {
         let lba = Lba(0x9_0000_0010);
         for (command, expected) in [
             (Command::FLUSH, [0x00, 7, 0, 0, 0, 0]),
-            (Command::write(lba, 2), [0x01, 7, 0x10, 9, 1, 0]),
+            (Command::write(lba, 2, false), [0x01, 7, 0x10, 9, 1, 0]),
+            (
+                Command::write(lba, 2, true),
+                [0x01, 7, 0x10, 9, 0x4000_0001, 0],
+            ),
             (Command::read(lba, 1), [0x02, 7, 0x10, 9, 0, 0]),
             (Command::append(lba, 16), [0x7D, 7, 0x10, 9, 15, 0]),
             (

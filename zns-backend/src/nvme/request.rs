@@ -36,6 +36,7 @@ enum Kind {
         lba: Lba,
         blocks: u64,
         data: Arc<DmaBuffer>,
+        durable: bool,
     },
     Append {
         zone: ZoneId,
@@ -95,11 +96,17 @@ impl Work {
                 let target = buffer[offset as usize..].as_mut_ptr();
                 (Command::read(at, self.piece), target, slot)
             }
-            Kind::Write { lba, blocks, data } => {
+            Kind::Write {
+                lba,
+                blocks,
+                data,
+                durable,
+            } => {
                 let at = lba.plus(done);
                 self.piece = namespace.piece_blocks(at, *blocks - done);
                 let source = data[offset as usize..].as_ptr().cast_mut();
-                (Command::write(at, self.piece), source, slot_of(data))
+                let command = namespace.write_command(at, self.piece, *durable);
+                (command, source, slot_of(data))
             }
             Kind::Append { zone, blocks, data } => {
                 self.piece = *blocks;
@@ -153,9 +160,19 @@ impl Work {
                     }),
                 }
             }
-            Request::Write { lba, data, blocks } => payload(geometry, &data, blocks)
+            Request::Write {
+                lba,
+                data,
+                blocks,
+                durable,
+            } => payload(geometry, &data, blocks)
                 .and_then(|_| namespace.check_write(lba, blocks))
-                .map(|()| Kind::Write { lba, blocks, data })
+                .map(|()| Kind::Write {
+                    lba,
+                    blocks,
+                    data,
+                    durable,
+                })
                 .map_err(refused),
             Request::Append { zone, data, blocks } => payload(geometry, &data, blocks)
                 .and_then(|_| namespace.check_append(zone, blocks))

@@ -268,6 +268,16 @@ impl ZonedDevice for TimedDevice {
         self.timed(Shape::Write(data.len()), result).map(drop)
     }
 
+    /// Takes as long as any write: the write buffer of the model is safe against power cuts.
+    fn write_durable(&self, lba: Lba, data: &[u8]) -> Result<()> {
+        let result = self.0.device.write_durable(lba, data).map(|()| lba);
+        self.timed(Shape::Write(data.len()), result).map(drop)
+    }
+
+    fn has_durable_writes(&self) -> bool {
+        self.0.device.has_durable_writes()
+    }
+
     fn append(&self, zone: ZoneId, data: &[u8]) -> Result<Lba> {
         let result = self.0.device.append(zone, data);
         self.timed(Shape::Append(data.len()), result)

@@ -280,7 +280,15 @@ impl ZonedDevice for XnvmeDevice {
     }
 
     fn write(&self, lba: Lba, data: &[u8]) -> Result<()> {
-        self.namespace().write(lba, data)
+        self.namespace().write(lba, data, false)
+    }
+
+    fn write_durable(&self, lba: Lba, data: &[u8]) -> Result<()> {
+        self.namespace().write(lba, data, true)
+    }
+
+    fn has_durable_writes(&self) -> bool {
+        true
     }
 
     fn append(&self, zone: ZoneId, data: &[u8]) -> Result<Lba> {
