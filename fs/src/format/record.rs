@@ -149,6 +149,7 @@ impl InodeRecord {
             || record.mode > 0o177_777
             || record.flags & !Self::FLAGS != 0
             || record.size > MAX_FILE_SIZE
+            || (record.has(Self::INLINE) && record.size > MAX_INLINE as u64)
             || times.iter().any(|time| time.nanoseconds >= 1_000_000_000)
         {
             return Err(corrupt("inode record", key));
@@ -324,7 +325,7 @@ mod tests {
                 seconds: i64::MIN,
                 nanoseconds: 999_999_999,
             },
-            flags: InodeRecord::INLINE,
+            flags: InodeRecord::ACCESS_ACL,
             ..InodeRecord::default()
         }
     }
@@ -362,6 +363,16 @@ mod tests {
         for len in 0..bytes.len() - 1 {
             assert!(InodeRecord::decode(&KEY, &bytes[..len]).is_err());
         }
+    }
+
+    #[test]
+    fn an_inode_with_more_contents_than_fit_its_inline_record_is_corrupt() {
+        let mut inode = inode();
+        inode.set(InodeRecord::INLINE, true);
+        inode.size = MAX_INLINE as u64;
+        assert!(InodeRecord::decode(&KEY, &inode.encode()).is_ok());
+        inode.size += 1;
+        assert!(InodeRecord::decode(&KEY, &inode.encode()).is_err());
     }
 
     #[test]
