@@ -248,7 +248,7 @@ fn tidy(index: &IndexFile, signal: &Signal) {
         let tidied = index.tidy();
         state = signal.state.lock();
         if let Err(error) = tidied {
-            tracing::warn!(%error, "committed pages stay in the journal for now");
+            tracing::warn!(%error, "committed pages stay in the journal until the next try");
             state.untidy = true;
             signal.changed.wait_for(&mut state, RETRY);
         }

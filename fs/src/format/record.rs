@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::catalog::{Key, MAX_VALUE};
 use crate::error::{Error, Result};
-use crate::types::{Ino, MAX_FILE_SIZE};
+use crate::types::{BLOCK, Ino, MAX_FILE_SIZE};
 
 /// Bytes of contents, symlink target or attribute value that one fragment holds.
 pub const MAX_FRAGMENT: usize = MAX_VALUE - 1;
@@ -21,6 +21,9 @@ pub const MAX_FRAGMENT: usize = MAX_VALUE - 1;
 pub const MAX_INLINE: usize = 900;
 
 const _: () = assert!(MAX_INLINE <= MAX_FRAGMENT);
+
+/// More entries than a directory has cookies for.
+const ENTRIES_LIMIT: u64 = 1 << 63;
 
 const TAG_INODE: u8 = 0x11;
 const TAG_INODE_COUNT: u8 = 0x18;
@@ -149,6 +152,9 @@ impl InodeRecord {
             || record.mode > 0o177_777
             || record.flags & !Self::FLAGS != 0
             || record.size > MAX_FILE_SIZE
+            || (record.has(Self::INLINE) && record.size > MAX_INLINE as u64)
+            || record.blocks > MAX_FILE_SIZE / BLOCK
+            || record.entries >= ENTRIES_LIMIT
             || times.iter().any(|time| time.nanoseconds >= 1_000_000_000)
         {
             return Err(corrupt("inode record", key));
@@ -317,14 +323,14 @@ mod tests {
             mode: 0o100_644,
             nlink: u32::MAX,
             size: MAX_FILE_SIZE,
-            blocks: u64::MAX,
+            blocks: MAX_FILE_SIZE / BLOCK,
             parent: u64::MAX,
-            entries: u64::MAX,
+            entries: ENTRIES_LIMIT - 1,
             atime: Timestamp {
                 seconds: i64::MIN,
                 nanoseconds: 999_999_999,
             },
-            flags: InodeRecord::INLINE,
+            flags: InodeRecord::ACCESS_ACL,
             ..InodeRecord::default()
         }
     }
@@ -362,6 +368,26 @@ mod tests {
         for len in 0..bytes.len() - 1 {
             assert!(InodeRecord::decode(&KEY, &bytes[..len]).is_err());
         }
+    }
+
+    #[test]
+    fn counts_beyond_what_there_can_be_are_corrupt() {
+        let (mut blocks, mut entries) = (inode(), inode());
+        blocks.blocks += 1;
+        entries.entries += 1;
+        for record in [blocks, entries] {
+            assert!(InodeRecord::decode(&KEY, &record.encode()).is_err());
+        }
+    }
+
+    #[test]
+    fn an_inode_with_more_contents_than_fit_its_inline_record_is_corrupt() {
+        let mut inode = inode();
+        inode.set(InodeRecord::INLINE, true);
+        inode.size = MAX_INLINE as u64;
+        assert!(InodeRecord::decode(&KEY, &inode.encode()).is_ok());
+        inode.size += 1;
+        assert!(InodeRecord::decode(&KEY, &inode.encode()).is_err());
     }
 
     #[test]

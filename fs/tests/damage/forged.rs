@@ -10,12 +10,14 @@ use warren_fs::format::checkpoint::{Checkpoint, ZoneUse};
 use warren_fs::format::chunk::{
     CHUNK_BLOCKS, Class, Identity, Op, Payload, Span, Transaction, seal,
 };
-use warren_fs::fsck;
+use warren_fs::format::record::InodeRecord;
 use warren_fs::store::Store;
 use warren_fs::store::extent::{Backing, Extent};
 use warren_fs::types::{BLOCK_SIZE, Ino, Lba, Sequence};
 use warren_fs::volume::Volume;
-use warren_fs::volume::types::{SetAttributes, Time, XattrFlags};
+use warren_fs::volume::snapshot::Access;
+use warren_fs::volume::types::{Credentials, SetAttributes, Time, XattrFlags};
+use warren_fs::{Error, fsck};
 use zns_backend::{MemDevice, ZoneId, ZoneState, ZonedDevice};
 
 use crate::common::{ROOT, clean_image, copy, geometry, options, see, written};
@@ -355,5 +357,36 @@ fn records_with_hostile_values_do_no_harm() {
         let _ = store.close();
         drop(store);
         try_it(&forged);
+    }
+}
+
+#[test]
+fn an_inline_file_that_claims_to_be_long_is_corrupt_to_whoever_reads_it() {
+    let (device, _) = clean_image();
+    for size in [5000, 16 << 40] {
+        let forged = copy(&device, &mut |_, _| {});
+        let volume = Volume::open(Arc::new(forged), &options(false)).unwrap();
+        let ino = volume
+            .mknod(&ROOT, Ino::ROOT, b"forged", libc::S_IFREG | 0o600, 0)
+            .unwrap()
+            .ino;
+        let inode = InodeRecord {
+            mode: libc::S_IFREG | 0o600,
+            nlink: 1,
+            flags: InodeRecord::INLINE,
+            size,
+            ..InodeRecord::default()
+        };
+        let mut txn = volume.store().begin().unwrap();
+        txn.put(Key::new(ino, Kind::Inode, 0), &inode.encode())
+            .unwrap();
+        txn.commit().unwrap();
+        let corrupt = |error: Option<Error>| matches!(error, Some(Error::Corrupt { .. }));
+        assert!(corrupt(volume.read(ino, 0, 100, &mut Vec::new()).err()));
+        let now = Some(Time::now());
+        assert!(corrupt(volume.write(ino, 0, b"new", false, now).err()));
+        let version = volume.version();
+        let file = version.file(&Credentials::default(), ino, Access::Read);
+        assert!(corrupt(file.err()));
     }
 }
