@@ -11,6 +11,7 @@ mod helper;
 mod info;
 mod kernel;
 mod kv;
+mod log;
 mod mkfs;
 mod mount;
 mod output;
