@@ -11,7 +11,6 @@ mod helper;
 mod info;
 mod kernel;
 mod kv;
-mod log;
 mod mkfs;
 mod mount;
 mod output;

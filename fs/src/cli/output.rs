@@ -11,7 +11,7 @@ use tracing_subscriber::prelude::*;
 use tracing_subscriber::{EnvFilter, Layer, Registry, fmt};
 
 use super::Failure;
-use super::log::WithoutLateAnswers;
+use crate::fuse::late::WithoutLateAnswers;
 
 /// Environment variable that sets what is logged.
 const LOG_VARIABLE: &str = "WARREN_LOG";

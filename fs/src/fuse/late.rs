@@ -1,4 +1,4 @@
-//! What is kept out of the log.
+//! What `fuser` reports and is no error: kept out of the log.
 //!
 //! `fuser` answers FUSE_INTERRUPT, by which the kernel says that a signal came for whoever waits for a
 //! request, with ENOSYS: requests are not given up half way. io_uring's own notices count as such signals,
@@ -18,7 +18,7 @@ use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::layer::{Context, Layer};
 
 /// Takes reports of answers out that nobody waited for; see the module's text.
-pub(super) struct WithoutLateAnswers;
+pub struct WithoutLateAnswers;
 
 impl<S: Subscriber> Layer<S> for WithoutLateAnswers {
     fn event_enabled(&self, event: &Event<'_>, _: Context<'_, S>) -> bool {
