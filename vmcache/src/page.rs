@@ -63,12 +63,14 @@ pub struct PageBuf {
 const _: () = assert!(size_of::<PageBuf>() == PAGE_BYTES && align_of::<PageBuf>() == PAGE_BYTES);
 
 impl PageBuf {
+    pub(crate) const ZEROED: PageBuf = PageBuf {
+        words: [0; PAGE_WORDS],
+    };
+
     /// A page of zeros.
     #[must_use]
     pub fn zeroed() -> PageBuf {
-        PageBuf {
-            words: [0; PAGE_WORDS],
-        }
+        PageBuf::ZEROED
     }
 
     /// `count` pages of zeros, one after the other in memory.

@@ -6,9 +6,12 @@ use std::sync::Mutex;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::Layered;
+use tracing_subscriber::prelude::*;
+use tracing_subscriber::{EnvFilter, Layer, Registry, fmt};
 
 use super::Failure;
+use crate::fuse::late::WithoutLateAnswers;
 
 /// Environment variable that sets what is logged.
 const LOG_VARIABLE: &str = "WARREN_LOG";
@@ -17,24 +20,29 @@ fn filter() -> EnvFilter {
     EnvFilter::try_from_env(LOG_VARIABLE).unwrap_or_else(|_| EnvFilter::new("warn"))
 }
 
+/// Starts logging.
+fn start(
+    lines: impl Layer<Layered<WithoutLateAnswers, Layered<EnvFilter, Registry>>> + Send + Sync,
+) {
+    tracing_subscriber::registry()
+        .with(filter())
+        .with(WithoutLateAnswers)
+        .with(lines)
+        .init();
+}
+
 /// Logs go to standard error.
 pub(super) fn log_to_stderr() {
-    tracing_subscriber::fmt()
-        .with_env_filter(filter())
+    let lines = fmt::layer()
         .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_target(false)
-        .init();
+        .with_ansi(std::io::stderr().is_terminal());
+    start(lines.with_target(false));
 }
 
 /// Logs go to a file, as do the reports of panics.
 pub(super) fn log_to_file(file: File) {
-    tracing_subscriber::fmt()
-        .with_env_filter(filter())
-        .with_writer(Mutex::new(file))
-        .with_ansi(false)
-        .with_target(false)
-        .init();
+    let lines = fmt::layer().with_writer(Mutex::new(file)).with_ansi(false);
+    start(lines.with_target(false));
 }
 
 /// Panics are reported through the log, where standard error leads nowhere.

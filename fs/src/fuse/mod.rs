@@ -29,6 +29,7 @@ mod dirty;
 mod gate;
 mod guard;
 mod kernels;
+pub mod late;
 mod latency;
 pub mod mountinfo;
 mod ops;

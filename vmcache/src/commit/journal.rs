@@ -297,7 +297,9 @@ impl CommitMethod for Journal {
         let tail = self.tail.lock();
         assert_eq!(commit.number, tail.after + 1, "commits are consecutive");
         let direct = tail.file_unsynced || commit.pages_expected > DIRECT_FROM_PAGES;
-        let blocks = vec![PageBuf::zeroed()];
+        // Larger batches take their memory once.
+        let mut blocks = Vec::with_capacity(1 + commit.pages_expected.min(BATCH_PAGES_MAX));
+        blocks.push(PageBuf::zeroed());
         let log = tail.active;
         Box::new(JournalCommit {
             journal: self,

@@ -20,6 +20,8 @@ use zerocopy::IntoBytes;
 /// Fewest and most blocks of zeros at a time.
 const AHEAD_BLOCKS_MIN: u64 = 16;
 const AHEAD_BLOCKS_MAX: u64 = 256;
+/// Never written to, so the system has one page of memory for all of them.
+static ZEROS: [PageBuf; 64] = [PageBuf::ZEROED; 64];
 
 /// One of the two log files.
 pub(super) struct Log {
@@ -71,10 +73,12 @@ impl Log {
         if ahead == 0 {
             return 0;
         }
-        let zeros = PageBuf::zeroed_vec(ahead as usize);
-        let written = self
-            .storage
-            .write_at(end * PAGE_BYTES as u64, zeros.as_bytes());
+        let mut starts = (end..end + ahead).step_by(ZEROS.len());
+        let written = starts.try_for_each(|start| {
+            let count = ZEROS.len().min((end + ahead - start) as usize);
+            let zeros = ZEROS[..count].as_bytes();
+            self.storage.write_at(start * PAGE_BYTES as u64, zeros)
+        });
         match written {
             Ok(()) => ahead,
             // What was to be written is, and more is not needed: whatever is wrong will show.

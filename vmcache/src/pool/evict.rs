@@ -125,7 +125,7 @@ impl BufferPool {
                 false => self.state(page).release_shared(),
             }
         }
-        // Phase 4: their memory goes back to the system, in as few calls as they have runs.
+        // Phase 4: their memory goes back to the system, in one call if the system can.
         latched.sort_unstable();
         self.discard_frames(&latched);
         // Phase 5: they leave the set and are unlatched as evicted.
@@ -205,10 +205,11 @@ impl BufferPool {
 
     /// Gives back the memory of pages in ascending order, all latched exclusively.
     fn discard_frames(&self, pages: &[PageId]) {
-        for run in pages.chunk_by(|a, b| a.0 + 1 == b.0) {
+        let runs = pages.chunk_by(|a, b| a.0 + 1 == b.0);
+        self.frames.discard(runs.map(|run| {
             let start = run[0].0 as usize * PAGE_WORDS;
-            self.frames.discard(start..start + run.len() * PAGE_WORDS);
-        }
+            start..start + run.len() * PAGE_WORDS
+        }));
     }
 
     /// Evicts one page, latched exclusively by the caller, whose contents nobody needs any more.

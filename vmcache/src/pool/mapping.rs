@@ -8,13 +8,20 @@ use crate::error::{Error, Result};
 use std::io;
 use std::marker::PhantomData;
 use std::ops::{Deref, Range};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::ptr::{self, NonNull};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 use zerocopy::FromZeros;
 
 /// `len` elements of zero bytes, as one private mapping without swap reservation.
 pub(super) struct Mapping<T> {
     start: NonNull<T>,
     len: usize,
+    /// This process, where the kernel tells, opened when it is needed first.
+    process: OnceLock<Option<OwnedFd>>,
+    /// The kernel does not discard several areas in one call.
+    refused: AtomicBool,
     elements: PhantomData<T>,
 }
 
@@ -57,33 +64,75 @@ impl<T: FromZeros> Mapping<T> {
         Ok(Mapping {
             start,
             len,
+            process: OnceLock::new(),
+            refused: AtomicBool::new(false),
             elements: PhantomData,
         })
     }
 
-    /// Gives the memory of `range` back; it reads as zeros until written again.
+    /// Gives the memory of ranges back; it reads as zeros until written again.
     ///
-    /// The range covers whole pages of the memory management unit. To other threads this is a series
+    /// The ranges cover whole pages of the memory management unit. To other threads this is a series
     /// of stores of zero, so the caller keeps out those who would mind, as for any store.
-    pub(super) fn discard(&self, range: Range<usize>) {
-        let elements = &self[range];
-        let bytes = size_of_val(elements);
-        // SAFETY: the range is inside this mapping (slicing checked it). Its elements are valid as zero
-        // bytes (`FromZeros`) and are only ever reached through shared references to atomics, for which
-        // a store by somebody else, here the kernel, is an ordinary event.
-        let failed = unsafe {
-            libc::madvise(
-                elements.as_ptr().cast_mut().cast(),
-                bytes,
+    pub(super) fn discard(&self, ranges: impl Iterator<Item = Range<usize>>) {
+        let areas = ranges.map(|range| {
+            let elements = &self[range];
+            libc::iovec {
+                iov_base: elements.as_ptr().cast_mut().cast(),
+                iov_len: size_of_val(elements),
+            }
+        });
+        let areas: Vec<_> = areas.collect();
+        if areas.len() > 1 && self.discard_together(&areas) {
+            return;
+        }
+        for area in areas {
+            // SAFETY: the area is inside this mapping (slicing checked it). Its elements are valid as zero
+            // bytes (`FromZeros`) and are only ever reached through shared references to atomics, for
+            // which a store by somebody else, here the kernel, is an ordinary event.
+            let failed = unsafe { libc::madvise(area.iov_base, area.iov_len, libc::MADV_DONTNEED) };
+            assert!(
+                failed == 0,
+                "discarding frames of our own mapping: {}",
+                io::Error::last_os_error()
+            );
+        }
+    }
+
+    /// Discards areas in one call, after which the other processors are told once; false where the kernel
+    /// does not do that (before Linux 6.13), and then some areas may be discarded.
+    fn discard_together(&self, areas: &[libc::iovec]) -> bool {
+        let Some(process) = self.process.get_or_init(open_own_process) else {
+            return false;
+        };
+        if self.refused.load(Ordering::Relaxed) {
+            return false;
+        }
+        // SAFETY: the areas are as in `discard`. The descriptor is that of this process; in a child that
+        // it forked the kernel refuses the call, as it discards no other process's memory.
+        let done = unsafe {
+            libc::syscall(
+                libc::SYS_process_madvise,
+                process.as_raw_fd(),
+                areas.as_ptr(),
+                areas.len(),
                 libc::MADV_DONTNEED,
+                0,
             )
         };
-        assert!(
-            failed == 0,
-            "discarding frames of our own mapping: {}",
-            io::Error::last_os_error()
-        );
+        let bytes: usize = areas.iter().map(|area| area.iov_len).sum();
+        self.refused.store(done < 0, Ordering::Relaxed);
+        usize::try_from(done) == Ok(bytes)
     }
+}
+
+/// A descriptor of this process, which process_madvise(2) asks for.
+fn open_own_process() -> Option<OwnedFd> {
+    // SAFETY: the call takes no pointers.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, libc::getpid(), 0) };
+    let fd = i32::try_from(fd).ok().filter(|&fd| fd >= 0)?;
+    // SAFETY: the descriptor was just opened, for nobody else.
+    Some(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 impl<T> Deref for Mapping<T> {
@@ -109,18 +158,29 @@ impl<T> Drop for Mapping<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::sync::atomic::AtomicU64;
 
     #[test]
     fn discarded_memory_reads_as_zeros_and_its_neighbours_stay() {
-        let mapping = Mapping::<AtomicU64>::new(3 * 512).unwrap();
-        mapping
-            .iter()
-            .for_each(|word| word.store(7, Ordering::Relaxed));
-        mapping.discard(512..1024);
-        for (index, word) in mapping.iter().enumerate() {
-            let expected = if (512..1024).contains(&index) { 0 } else { 7 };
-            assert_eq!(word.load(Ordering::Relaxed), expected);
+        for refused in [false, true] {
+            let mapping = Mapping::<AtomicU64>::new(9 * 512).unwrap();
+            mapping.refused.store(refused, Ordering::Relaxed);
+            let fill = || {
+                mapping
+                    .iter()
+                    .for_each(|word| word.store(7, Ordering::Relaxed));
+            };
+            let ranges = [512..1024, 1536..2560, 3072..3584];
+            for count in 1..=ranges.len() {
+                let ranges = &ranges[..count];
+                fill();
+                mapping.discard(ranges.iter().cloned());
+                for (index, word) in mapping.iter().enumerate() {
+                    let discarded = ranges.iter().any(|range| range.contains(&index));
+                    let expected = if discarded { 0 } else { 7 };
+                    assert_eq!(word.load(Ordering::Relaxed), expected);
+                }
+            }
         }
     }
 

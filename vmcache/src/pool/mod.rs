@@ -447,10 +447,14 @@ impl BufferPool {
     /// # Errors
     /// Of the store; the pages then stay dirty.
     pub(crate) fn write_out(&self, pages: &[PageId]) -> Result<()> {
-        let staged = pages
-            .iter()
-            .filter_map(|&page| Some((page, self.stage(page)?)));
-        let (staged, images): (Vec<_>, Vec<_>) = staged.unzip();
+        let mut staged = Vec::with_capacity(pages.len());
+        let mut images = Vec::with_capacity(pages.len());
+        for &page in pages {
+            if let Some(image) = self.stage(page) {
+                staged.push(page);
+                images.push(image);
+            }
+        }
         if staged.is_empty() {
             return Ok(());
         }
