@@ -220,7 +220,15 @@ impl Filesystem for Adapter {
             Ok(changed)
         });
         match result {
-            Ok(changed) => reply.attr(&self.options.attr_timeout, &convert::attributes(&changed)),
+            Ok(changed) => {
+                let written_back = set.is_written_back();
+                if written_back {
+                    self.core.written_times.note(changed.mtime);
+                }
+                self.answer_and_anticipate(written_back, || {
+                    reply.attr(&self.options.attr_timeout, &convert::attributes(&changed));
+                });
+            }
             Err(errno) => reply.error(errno),
         }
     }
@@ -481,12 +489,8 @@ impl Filesystem for Adapter {
         match result {
             Ok(()) => {
                 self.core.stale.note(ino);
-                let lead = self.core.volume.anticipate_fsync();
-                reply.written(data.len() as u32);
-                if let Some(lead) = lead {
-                    let _absence = self.gate.step_out();
-                    lead.run();
-                }
+                let last = !from_cache || !self.core.written_times.follow();
+                self.answer_and_anticipate(last, || reply.written(data.len() as u32));
             }
             Err(errno) => reply.error(errno),
         }
