@@ -207,10 +207,10 @@ impl Adapter {
         reply.entry_with_ttls(&Duration::ZERO, &timeout, &absent, GENERATION);
     }
 
-    /// Answers a request that changed something, and starts the commit that is likely to be asked for
-    /// next if this was the last change `before` that.
-    fn answer_and_anticipate(&self, before: bool, answer: impl FnOnce()) {
-        let lead = before
+    /// Answers a request that changed something; if no other change comes with it (`last`), first
+    /// starts the commit that is likely to be asked for next.
+    fn answer_and_anticipate(&self, last: bool, answer: impl FnOnce()) {
+        let lead = last
             .then(|| self.core.volume.anticipate_fsync())
             .flatten();
         answer();
