@@ -210,9 +210,7 @@ impl Adapter {
     /// Answers a request that changed something; if no other change comes with it (`last`), first
     /// starts the commit that is likely to be asked for next.
     fn answer_and_anticipate(&self, last: bool, answer: impl FnOnce()) {
-        let lead = last
-            .then(|| self.core.volume.anticipate_fsync())
-            .flatten();
+        let lead = last.then(|| self.core.volume.anticipate_fsync()).flatten();
         answer();
         if let Some(lead) = lead {
             let _absence = self.gate.step_out();
