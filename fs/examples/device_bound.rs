@@ -302,7 +302,8 @@ fn main() -> std::result::Result<(), Error> {
          | part of the device, % | MiB/s | MiB/s if resets cost no time | written to the device per byte | read per byte | resets | time in resets |\n\
          |--:|--:|--:|--:|--:|--:|--:|"
     );
-    for percent in [50, 70, 80] {
+    // Three quarters are what a filesystem of so few zones can hold.
+    for percent in [30, 50, 70] {
         sustained(zone_mib, percent)?;
     }
     Ok(())

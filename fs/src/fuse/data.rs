@@ -121,12 +121,8 @@ impl Adapter {
         match result {
             Ok(()) => {
                 self.core.stale.note(ino);
-                let lead = self.core.volume.anticipate_fsync();
-                reply.written(data.len() as u32);
-                if let Some(lead) = lead {
-                    let _absence = self.gate.step_out();
-                    lead.run();
-                }
+                let last = !write.from_cache || !self.core.written_times.follow();
+                self.answer_and_anticipate(last, || reply.written(data.len() as u32));
             }
             Err(errno) => reply.error(errno),
         }

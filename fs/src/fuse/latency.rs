@@ -6,9 +6,10 @@
 //! drivers of fast devices do, the mount asks for wake-ups without latency while requests keep coming,
 //! through the kernel's PM QoS interface (`/dev/cpu_dma_latency`,
 //! Documentation/power/pm_qos_interface.rst), and takes that back within [`CALM`] windows of the
-//! last burst. Without the right to open that file, or with `no_low_latency`, nothing happens.
+//! last burst. Without the right to open that file, where no driver of idle states would heed it (most
+//! virtual machines), or with `no_low_latency`, nothing happens.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Weak};
@@ -16,6 +17,8 @@ use std::thread::{self, Thread};
 use std::time::Duration;
 
 const INTERFACE: &str = "/dev/cpu_dma_latency";
+/// Names the driver of idle states; `none` or missing where there is none.
+const DRIVER: &str = "/sys/devices/system/cpu/cpuidle/current_driver";
 /// How often requests are counted while there are any.
 const WINDOW: Duration = Duration::from_millis(5);
 /// Requests in a window that make a burst.
@@ -42,8 +45,15 @@ impl Watch {
         Watch(None)
     }
 
-    /// Starts watching; without the kernel's interface, nothing is watched.
+    /// Starts watching; without the kernel's interface, nothing is watched. Counting wakes a thread
+    /// every few milliseconds, which is not done for nothing.
     pub(super) fn start() -> io::Result<Watch> {
+        if !heeded(&fs::read_to_string(DRIVER).unwrap_or_default()) {
+            tracing::debug!(
+                "nothing would heed a wish for short wake-ups: no driver of idle states"
+            );
+            return Ok(Watch::off());
+        }
         let interface = match OpenOptions::new().write(true).open(INTERFACE) {
             Ok(interface) => interface,
             Err(error) => {
@@ -76,6 +86,11 @@ impl Watch {
             }
         }
     }
+}
+
+/// Whether `driver`, as the kernel names it, chooses among idle states.
+fn heeded(driver: &str) -> bool {
+    !matches!(driver.trim(), "" | "none")
 }
 
 impl Drop for Watch {
@@ -140,6 +155,12 @@ fn watch(requests: &Weak<Requests>, mut latency: Latency) {
 mod tests {
     use super::*;
     use std::time::Instant;
+
+    #[test]
+    fn only_a_driver_of_idle_states_heeds_the_wish() {
+        assert!(heeded("haltpoll\n") && heeded("intel_idle\n"));
+        assert!(!heeded("none\n") && !heeded(""));
+    }
 
     #[test]
     fn the_thread_rests_without_requests_and_ends_with_the_watch() {

@@ -36,6 +36,7 @@ mod ops;
 pub mod options;
 pub mod session;
 mod stale;
+mod times;
 mod write_out;
 mod xattr;
 
@@ -59,6 +60,7 @@ use dirty::{Pending, PendingSeek, Writers};
 use gate::Gate;
 use options::MountOptions;
 use stale::StaleAttributes;
+use times::WrittenTimes;
 use write_out::OwnMount;
 
 /// Inode numbers are never used twice, so every inode is of the first generation.
@@ -110,6 +112,7 @@ struct Core {
     own_threads: RwLock<Vec<u32>>,
     own_mount: OnceLock<OwnMount>,
     stale: StaleAttributes,
+    written_times: WrittenTimes,
     /// A request has panicked; changes are refused from then on.
     broken: AtomicBool,
 }
@@ -132,6 +135,7 @@ impl Adapter {
                 own_threads: RwLock::default(),
                 own_mount: OnceLock::new(),
                 stale: StaleAttributes::default(),
+                written_times: WrittenTimes::default(),
                 broken: AtomicBool::new(false),
             }),
             options,
@@ -209,6 +213,17 @@ impl Adapter {
         let absent: FileAttr = convert::no_entry();
         let timeout = self.options.negative_timeout;
         reply.entry_with_ttls(&Duration::ZERO, &timeout, &absent, GENERATION);
+    }
+
+    /// Answers a request that changed something; if no other change comes with it (`last`), first
+    /// starts the commit that is likely to be asked for next.
+    fn answer_and_anticipate(&self, last: bool, answer: impl FnOnce()) {
+        let lead = last.then(|| self.core.volume.anticipate_fsync()).flatten();
+        answer();
+        if let Some(lead) = lead {
+            let _absence = self.gate.step_out();
+            lead.run();
+        }
     }
 
     /// Whether a handle opened with `flags` of open(2) can leave dirty pages.

@@ -112,7 +112,15 @@ impl Filesystem for Adapter {
             Ok(changed)
         });
         match result {
-            Ok(changed) => reply.attr(&self.options.attr_timeout, &convert::attributes(&changed)),
+            Ok(changed) => {
+                let written_back = set.is_written_back();
+                if written_back {
+                    self.core.written_times.note(changed.mtime);
+                }
+                self.answer_and_anticipate(written_back, || {
+                    reply.attr(&self.options.attr_timeout, &convert::attributes(&changed));
+                });
+            }
             Err(errno) => reply.error(errno),
         }
     }

@@ -14,8 +14,9 @@
 //! *Anticipation.* A client that syncs after every so many transactions, always as many, gets its
 //! commit started before the last of them is answered: the chunk is written while the answer travels
 //! and the request to sync comes back, which then finds the commit under way. The rhythm must have
-//! held [`STREAK_MIN`] times in a row; a deviation (the kernel's update of a file time now and
-//! then) halves the count, so that a commit nobody asked for is rare.
+//! held [`STREAK_MIN`] times in a row; a deviation halves the count, so that a commit nobody asked for
+//! is rare. The kernel's update of a file's times, which comes now and then, does not count
+//! ([`super::Txn::accompanies`]).
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 

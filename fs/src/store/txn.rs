@@ -32,6 +32,8 @@ pub struct Txn<'a> {
     /// Sequence number of the open chunk when the transaction began.
     first_chunk: u64,
     reserve: Reserve,
+    /// Counts in the rhythm of requests to sync.
+    counts: bool,
 }
 
 impl Store {
@@ -63,6 +65,7 @@ impl Store {
             ops: Vec::new(),
             undo: Vec::new(),
             reserve,
+            counts: true,
         })
     }
 }
@@ -199,6 +202,12 @@ impl Txn<'_> {
         Ok(count)
     }
 
+    /// This transaction belongs to the one before it, or comes now and then: it does not count in the
+    /// rhythm by which commits are anticipated.
+    pub fn accompanies(&mut self) {
+        self.counts = false;
+    }
+
     /// Fails unless `blocks` more blocks (of metadata or data) fit. Operations that only free
     /// space do not call this.
     ///
@@ -254,7 +263,7 @@ impl Txn<'_> {
     /// # Errors
     /// `NoSpace`, device errors; then nothing has happened.
     pub fn commit(mut self) -> Result<Sequence> {
-        let store = self.store;
+        let (store, counts) = (self.store, self.counts);
         if !self.ops.is_empty() {
             let ops = std::mem::take(&mut self.ops);
             let parts = encode_parts(store.next_ino(), ops);
@@ -279,7 +288,9 @@ impl Txn<'_> {
         let position = self.head().position();
         self.let_go();
         store.background.note_commit();
-        store.commits.note_transaction();
+        if counts {
+            store.commits.note_transaction();
+        }
         Ok(position)
     }
 

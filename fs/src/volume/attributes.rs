@@ -65,6 +65,9 @@ impl Volume {
         if set.size.is_some() {
             self.sessions.admit(ino)?;
         }
+        if set.is_written_back() {
+            txn.accompanies();
+        }
         let mut inode = load(&txn, ino, set)?;
         let now = inode::to_timestamp(Time::now());
         if let Some(size) = set.size {

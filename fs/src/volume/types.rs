@@ -135,6 +135,16 @@ pub struct SetAttributes {
     pub kill_privileges: bool,
 }
 
+impl SetAttributes {
+    /// Whether these are times that the kernel has kept and writes back, as it does behind the pages
+    /// that changed with them.
+    #[must_use]
+    pub fn is_written_back(&self) -> bool {
+        let owner = self.permissions.is_some() || self.uid.is_some() || self.gid.is_some();
+        self.mtime.is_some() && self.ctime.is_some() && self.size.is_none() && !owner
+    }
+}
+
 /// Where a seek is to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Seek {
