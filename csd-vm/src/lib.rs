@@ -16,6 +16,7 @@ pub mod device;
 pub mod engine;
 mod execution;
 mod extents;
+mod frames;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod lab;
 mod pool;
