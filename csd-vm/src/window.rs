@@ -380,9 +380,11 @@ impl Window {
         let pin = match self.pins.remove(&part) {
             Some(pin) => pin,
             None if self.pins.len() >= frames.per_window() => return Ok(0),
-            None => match frames.take(snapshot, part, source.term)? {
-                Some(pin) => pin,
-                None => return Ok(0),
+            None => match frames.take(snapshot, part, source.term) {
+                Ok(Some(pin)) => pin,
+                // Blocks that were not asked for may be what cannot be read.
+                Ok(None) | Err(WindowError::Storage(_)) => return Ok(0),
+                Err(error) => return Err(error),
             },
         };
         self.forget.get_or_insert_with(|| frames.forgetting());
