@@ -10,6 +10,7 @@
 mod abi;
 pub mod activation;
 mod block_set;
+mod blocks;
 mod cache;
 mod cancellation;
 pub mod device;

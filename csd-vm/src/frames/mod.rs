@@ -29,10 +29,11 @@ use zns_backend::ZonedDevice;
 
 use self::memory::Memory;
 use self::table::{Ahead, Claim, Found, Table};
+use crate::blocks::{read_extent, read_uncached};
 use crate::cancellation::Term;
 use crate::extents::Resolved;
 use crate::request::{BLOCK_SIZE, Piece, SnapshotMap};
-use crate::window::{WindowError, read_extent, read_uncached};
+use crate::window::WindowError;
 
 /// Blocks of a frame.
 pub(crate) const FRAME_BLOCKS: u64 = 128;
