@@ -17,6 +17,7 @@ use crate::cancellation::Cancellation;
 use crate::engine::interpreter::Interpreter;
 use crate::engine::{self, Engine, Group, Prepared, ubpf};
 use crate::execution::prepare;
+use crate::frames::Frames;
 use crate::pool::Pool;
 use crate::program::{self, LinkLimits, Program, helper_name};
 use crate::queue::{Queue, Tenant};
@@ -36,11 +37,26 @@ pub struct DeviceConfig {
     pub idle_cages_max: usize,
     /// Programs kept linked after their last reference is gone.
     pub cached_programs_max: usize,
+    /// Memory for blocks of storage that is not in memory itself, in bytes; taken as it is needed, and
+    /// given back with the snapshots they are of.
+    pub frame_bytes: u64,
     /// Runs kernels in the interpreter instead of compiling them: slow, for tests.
     pub interpret: bool,
     /// Compiles kernels without the cage: never but to measure what the cage costs.
     #[cfg(feature = "measure-uncaged")]
     pub uncaged: bool,
+}
+
+/// Most memory for blocks, unless a configuration says otherwise.
+const FRAME_BYTES_MAX: u64 = 512 << 20;
+/// The part of the machine's memory that it is at most.
+const FRAME_SHARE: u64 = 16;
+
+/// Bytes of memory of the machine.
+fn memory_bytes() -> u64 {
+    // SAFETY: the call has numbers alone.
+    let ask = |name| u64::try_from(unsafe { libc::sysconf(name) }).unwrap_or(0);
+    ask(libc::_SC_PHYS_PAGES).saturating_mul(ask(libc::_SC_PAGESIZE))
 }
 
 impl Default for DeviceConfig {
@@ -51,6 +67,7 @@ impl Default for DeviceConfig {
             cages_max: 128,
             idle_cages_max: 16,
             cached_programs_max: 64,
+            frame_bytes: FRAME_BYTES_MAX.min(memory_bytes() / FRAME_SHARE),
             interpret: false,
             #[cfg(feature = "measure-uncaged")]
             uncaged: false,
@@ -189,6 +206,7 @@ impl LoadedProgram {
 /// What the device and its workers share.
 pub(crate) struct Core {
     pub(crate) storage: Arc<dyn ZonedDevice>,
+    pub(crate) frames: Option<Frames>,
     engine: Box<dyn Engine>,
     pub(crate) pool: Pool,
     pub(crate) stopping: AtomicBool,
@@ -219,6 +237,7 @@ fn engine(config: &DeviceConfig) -> Box<dyn Engine> {
 impl Core {
     pub(crate) fn new(storage: Arc<dyn ZonedDevice>, config: &DeviceConfig) -> Core {
         Core {
+            frames: Frames::new(&storage, config.frame_bytes),
             storage,
             engine: engine(config),
             pool: Pool::new(config.cages_max, config.idle_cages_max),
@@ -403,6 +422,9 @@ impl Device {
     pub fn shutdown(&self) {
         self.core.stopping.store(true, SeqCst);
         self.queue.stop(|| engine::expire(self.core.group));
+        if let Some(frames) = &self.core.frames {
+            frames.stop();
+        }
     }
 }
 

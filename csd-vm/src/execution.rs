@@ -241,7 +241,7 @@ impl Instance {
             cancellation,
         };
         let mut execution = Execution::new(
-            &*core.storage,
+            (&*core.storage, core.frames.as_ref()),
             request,
             &mut self.window,
             &mut self.appended,

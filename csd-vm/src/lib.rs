@@ -10,12 +10,14 @@
 mod abi;
 pub mod activation;
 mod block_set;
+mod blocks;
 mod cache;
 mod cancellation;
 pub mod device;
 pub mod engine;
 mod execution;
 mod extents;
+mod frames;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod lab;
 mod pool;

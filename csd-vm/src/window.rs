@@ -10,18 +10,25 @@
 //! snapshot do not change while it lives, so what is in the window stays checked, over executions,
 //! as long as they are given the same snapshot.
 //!
+//! Where the storage is not in memory, pieces that are long or follow each other come from frames
+//! ([`crate::frames`]), which are read ahead while a kernel goes through a file; a window that has as
+//! many as it may have starts over, unless the kernel has been given addresses. What gets no frame is
+//! mapped or copied through the caches of the operating system.
+//!
 //! Single blocks read here and there are copied straight to the kernel and leave no mapping;
 //! sequential and long reads go through the window.
 
-use std::os::fd::AsRawFd;
+use std::collections::HashMap;
 use std::sync::Arc;
 
-use zns_backend::{DmaBuffer, Lba, MapSource, ZonedDevice};
+use zns_backend::{DmaBuffer, Lba, ZonedDevice};
 
 use crate::block_set::BlockSet;
+use crate::blocks::{ask_for, check, past_the_end, read_cached, read_extent, storage};
 use crate::cancellation::Term;
 use crate::engine::cage::{Access, Cage, CageError, CagePtr, Region};
-use crate::extents::{Extent, Place, Resolved};
+use crate::extents::{Extent, Resolved};
+use crate::frames::{FRAME_BLOCKS, Forget, Frames, Pin};
 use crate::request::{BLOCK_SIZE, Piece, SnapshotMap};
 
 const BLOCK: u64 = BLOCK_SIZE as u64;
@@ -43,8 +50,15 @@ const READ_AHEAD_BLOCKS: u64 = 128;
 /// gone through in order: so that the device reads while the kernel computes.
 const ADVISED_BLOCKS: u64 = 512;
 
-/// Bytes that it is asked for at a time.
-const ADVISED_BYTES_MAX: u64 = 512 << 10;
+/// Frames that are read ahead.
+const AHEAD_FRAMES: u64 = 8;
+
+/// How far behind the last blocks brought in those are that count as the next ones: a reader with
+/// several requests under way has each in another cage.
+const NEAR_BLOCKS: u64 = 4 * FRAME_BLOCKS;
+
+/// References to a snapshot that the window and the request hold.
+const OWN_REFERENCES: usize = 2;
 
 /// Why the window does not show what was asked for.
 #[derive(Debug)]
@@ -67,12 +81,24 @@ impl From<CageError> for WindowError {
     }
 }
 
+impl WindowError {
+    /// The host does not say where blocks are.
+    pub(crate) fn no_extents(first: u64, count: u64) -> WindowError {
+        let last = first + count - 1;
+        WindowError::Storage(format!(
+            "the host gave no extents that cover blocks {first} to {last} of the file"
+        ))
+    }
+}
+
 type Result<T> = std::result::Result<T, WindowError>;
 
 /// Where blocks come from, and for how long.
 #[derive(Clone, Copy)]
 pub(crate) struct Source<'a> {
     pub(crate) storage: &'a dyn ZonedDevice,
+    /// The device's own memory for its blocks, where it has some.
+    pub(crate) frames: Option<&'a Frames>,
     pub(crate) term: Term<'a>,
 }
 
@@ -107,6 +133,10 @@ pub(crate) struct Window {
     pieces: Vec<Piece>,
     resolved: Resolved,
     block: DmaBuffer,
+    /// What of the window is mapped from frames, by the part of the file.
+    pins: HashMap<u64, Pin>,
+    /// Where the snapshot has frames.
+    forget: Option<Forget>,
 }
 
 impl Window {
@@ -125,6 +155,8 @@ impl Window {
             pieces: Vec::new(),
             resolved: Resolved::default(),
             block: DmaBuffer::new(BLOCK_SIZE),
+            pins: HashMap::new(),
+            forget: None,
         }
     }
 
@@ -156,12 +188,19 @@ impl Window {
     /// Empties the window and lets go of the snapshot.
     pub(crate) fn forget(&mut self, cage: &mut Cage) -> std::result::Result<(), CageError> {
         self.move_to(cage, 0)?;
-        self.snapshot = None;
+        self.let_go();
         self.size = 0;
         self.next_read = u64::MAX;
         self.next_fill = 0;
         self.advised = 0;
         Ok(())
+    }
+
+    /// Forgets the snapshot, of which nothing is mapped.
+    fn let_go(&mut self) {
+        if let (Some(snapshot), Some(forget)) = (self.snapshot.take(), self.forget.take()) {
+            forget.forget(&snapshot);
+        }
     }
 
     /// The kernel gives back what it was lent.
@@ -188,12 +227,9 @@ impl Window {
         }
         let at = offset - self.origin * BLOCK;
         let len = len.min(self.blocks * BLOCK - at);
-        self.ensure(
-            cage,
-            source,
-            first,
-            (at + len).div_ceil(BLOCK) + self.origin - first,
-        )?;
+        let count = (at + len).div_ceil(BLOCK) + self.origin - first;
+        self.make_room(cage, source, count)?;
+        self.ensure(cage, source, first, count)?;
         self.lent = true;
         Ok(Mapped { at, len })
     }
@@ -257,6 +293,7 @@ impl Window {
             }
             let end = self.size.div_ceil(BLOCK).min(self.origin + self.blocks);
             let wanted = wanted.min(end - first).min(FILL_BLOCKS_MAX);
+            self.make_room(cage, source, wanted)?;
             self.ensure(cage, source, first, wanted)?;
         }
         let there = self.present_from(first) * BLOCK - offset % BLOCK;
@@ -291,8 +328,78 @@ impl Window {
             cage.clear_window(used.start * BLOCK, (used.end - used.start) * BLOCK)?;
             self.present.clear();
         }
+        // Nothing shows them any more.
+        self.pins.clear();
         self.origin = origin;
         Ok(())
+    }
+
+    /// Empties the window if it may not have as many frames more as `count` blocks can need.
+    fn make_room(
+        &mut self,
+        cage: &mut Cage,
+        source: Source<'_>,
+        count: u64,
+    ) -> std::result::Result<(), CageError> {
+        let needed = count.div_ceil(FRAME_BLOCKS) as usize + 1;
+        let full = |frames: &Frames| self.pins.len() + needed > frames.per_window();
+        if source.frames.is_some_and(full) && !self.pins.is_empty() && !self.lent {
+            self.move_to(cage, self.origin)?;
+        }
+        Ok(())
+    }
+
+    /// Shows blocks from block `at` of the window on, at most `count` of them, in a frame. Returns how
+    /// many; 0 if they are better brought in otherwise.
+    fn show_frame(
+        &mut self,
+        cage: &mut Cage,
+        source: Source<'_>,
+        at: u64,
+        count: u64,
+    ) -> Result<u64> {
+        let (Some(frames), Some(snapshot)) = (source.frames, &self.snapshot) else {
+            return Ok(0);
+        };
+        let first = self.origin + at;
+        let near = first
+            .checked_sub(self.next_fill)
+            .is_some_and(|skipped| skipped < NEAR_BLOCKS);
+        if !near && count < MAP_BLOCKS_MIN {
+            return Ok(0);
+        }
+        let (part, within) = (first / FRAME_BLOCKS, first % FRAME_BLOCKS);
+        // A snapshot that is only there for this request ends with it.
+        if near && Arc::strong_count(snapshot) > OWN_REFERENCES {
+            let parts = self.size.div_ceil(FRAME_BLOCKS * BLOCK);
+            frames.read_ahead(snapshot, part + 1..(part + 1 + AHEAD_FRAMES).min(parts));
+        }
+        let pin = match self.pins.remove(&part) {
+            Some(pin) => pin,
+            None if self.pins.len() >= frames.per_window() => return Ok(0),
+            None => match frames.take(snapshot, part, source.term) {
+                Ok(Some(pin)) => pin,
+                // Blocks that were not asked for may be what cannot be read.
+                Ok(None) | Err(WindowError::Storage(_)) => return Ok(0),
+                Err(error) => return Err(error),
+            },
+        };
+        self.forget.get_or_insert_with(|| frames.forgetting());
+        let shown = count.min(FRAME_BLOCKS - within);
+        let (file, offset) = pin.source(within);
+        let mapped = cage.map_window(at * BLOCK, file, offset, shown * BLOCK, true);
+        // Kept even if this failed: another part of it may be mapped.
+        self.pins.insert(part, pin);
+        match mapped {
+            Ok(()) => {
+                self.next_fill = first + shown;
+                Ok(shown)
+            }
+            Err(error) => {
+                tracing::debug!(%error, "blocks are copied that could not be mapped");
+                Ok(0)
+            }
+        }
     }
 
     /// Brings the blocks of the file that are missing from `[first, first + count)`, all within
@@ -314,6 +421,12 @@ impl Window {
             }
             if source.term.is_over() {
                 return Err(WindowError::TimedOut);
+            }
+            let shown = self.show_frame(cage, source, at, missing)?;
+            if shown > 0 {
+                self.present.insert(at, shown);
+                at += shown;
+                continue;
             }
             self.advise(source, self.origin + at, missing);
             let filled = self.fill(cage, source, at, missing);
@@ -385,7 +498,7 @@ impl Window {
         self.resolve(source, block, 1)?;
         let bytes = &mut self.block[..];
         for extent in &self.resolved.extents {
-            read_extent(source, extent, &self.resolved, bytes)?;
+            read_extent(source.storage, read_cached, extent, &self.resolved, bytes)?;
         }
         Ok(bytes)
     }
@@ -406,10 +519,15 @@ impl Window {
             self.resolved.tail_bytes = (end % BLOCK) as usize;
             return Ok(());
         }
-        let last = first + count - 1;
-        Err(WindowError::Storage(format!(
-            "the host gave no extents that cover blocks {first} to {last} of the file"
-        )))
+        Err(WindowError::no_extents(first, count))
+    }
+}
+
+impl Drop for Window {
+    /// The cage is gone, and with it what was mapped there.
+    fn drop(&mut self) {
+        self.pins.clear();
+        self.let_go();
     }
 }
 
@@ -426,21 +544,6 @@ fn map_extent(cage: &mut Cage, source: Source<'_>, at: u64, lba: Lba, blocks: u6
         tracing::debug!(%error, %lba, blocks, "an extent is copied that could not be mapped");
     }
     Ok(mapped.is_ok())
-}
-
-/// Asks the operating system for bytes of a file in advance, in pieces: of a long one it reads only
-/// as much as it would read ahead on that disk.
-fn ask_for(place: &MapSource<'_>, len: u64) {
-    for piece in (0..len).step_by(ADVISED_BYTES_MAX as usize) {
-        let (Ok(at), Ok(len)) = (
-            libc::off_t::try_from(place.offset + piece),
-            libc::off_t::try_from(ADVISED_BYTES_MAX.min(len - piece)),
-        ) else {
-            return;
-        };
-        // SAFETY: only gives advice about a descriptor that is borrowed for the call.
-        unsafe { libc::posix_fadvise(place.fd.as_raw_fd(), at, len, libc::POSIX_FADV_WILLNEED) };
-    }
 }
 
 /// Copies what `range` of the resolved blocks holds into the window, whose part for them starts
@@ -462,62 +565,11 @@ fn copy_extents(
         for extent in resolved.extents.iter().filter(within) {
             let from = ((extent.first - range.start) * BLOCK) as usize;
             let len = (extent.blocks * BLOCK) as usize;
-            read_extent(source, extent, resolved, &mut bytes[from..from + len])?;
+            let bytes = &mut bytes[from..from + len];
+            read_extent(source.storage, read_cached, extent, resolved, bytes)?;
         }
         Ok(())
     })?
-}
-
-/// Fills `bytes` with the blocks of an extent, checked, with nothing past the end of the
-/// snapshot.
-fn read_extent(
-    source: Source<'_>,
-    extent: &Extent,
-    resolved: &Resolved,
-    bytes: &mut [u8],
-) -> Result<()> {
-    let Some(lba) = extent.lba else {
-        bytes.fill(0);
-        return Ok(());
-    };
-    read_blocks(source.storage, lba, bytes)?;
-    check(lba, bytes, resolved.checksums(extent))?;
-    match extent.place {
-        Place::Within => {}
-        Place::Tail => bytes[resolved.tail_bytes..].fill(0),
-    }
-    Ok(())
-}
-
-/// Reads blocks, through the host's cache where the device is a file: what kernels read is read
-/// again.
-fn read_blocks(device: &dyn ZonedDevice, lba: Lba, bytes: &mut [u8]) -> Result<()> {
-    let blocks = bytes.len() as u64 / BLOCK;
-    let Some(from) = device.map_source(lba, blocks).map_err(storage)? else {
-        return device.read(lba, bytes).map_err(storage);
-    };
-    let file = from.fd.as_raw_fd();
-    let mut done = 0;
-    while done < bytes.len() {
-        let rest = &mut bytes[done..];
-        let at = libc::off_t::try_from(from.offset + done as u64)
-            .map_err(|_| WindowError::Storage(format!("LBA {lba} is too far out")))?;
-        // SAFETY: `rest` is writable for its length, and the descriptor is borrowed for the call.
-        let got = unsafe { libc::pread(file, rest.as_mut_ptr().cast(), rest.len(), at) };
-        match usize::try_from(got) {
-            Ok(0) => {
-                return Err(past_the_end(lba));
-            }
-            Ok(got) => done += got,
-            Err(_) => {
-                let error = std::io::Error::last_os_error();
-                if error.kind() != std::io::ErrorKind::Interrupted {
-                    return Err(WindowError::Storage(format!("reading LBA {lba}: {error}")));
-                }
-            }
-        }
-    }
-    Ok(())
 }
 
 /// Checks blocks that were mapped at block `at` of the window.
@@ -532,26 +584,4 @@ fn check_mapped(cage: &Cage, at: u64, lba: Lba, checksums: &[u32]) -> Result<()>
             Err(past_the_end(lba))
         }
     }
-}
-
-fn past_the_end(lba: Lba) -> WindowError {
-    WindowError::Storage(format!("LBA {lba} is past the end of its file"))
-}
-
-fn check(first: Lba, bytes: &[u8], checksums: &[u32]) -> Result<()> {
-    let blocks = bytes.chunks_exact(BLOCK_SIZE).zip(checksums);
-    for (index, (block, expected)) in blocks.enumerate() {
-        let found = crc32c::crc32c(block);
-        if found != *expected {
-            let lba = first.plus(index as u64);
-            return Err(WindowError::Storage(format!(
-                "block at LBA {lba} has checksum {found:#010x}, not {expected:#010x}"
-            )));
-        }
-    }
-    Ok(())
-}
-
-fn storage(error: zns_backend::Error) -> WindowError {
-    WindowError::Storage(error.to_string())
 }

@@ -244,6 +244,12 @@ pub trait ZonedDevice: Send + Sync {
         Ok(None)
     }
 
+    /// Whether what [`ZonedDevice::map_source`] tells of is in memory, as opposed to a file that mapping
+    /// reads into the caches of the operating system.
+    fn in_memory(&self) -> bool {
+        false
+    }
+
     /// What the device is, for messages: `mem:1G`, a path.
     fn describe(&self) -> String;
 }

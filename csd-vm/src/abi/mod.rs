@@ -19,6 +19,7 @@ use self::sectors::Sectors;
 use crate::cancellation::Term;
 use crate::engine::cage::{Access, Cage, CagePtr, Region};
 use crate::engine::{Called, Helpers};
+use crate::frames::Frames;
 use crate::program::helper_name;
 use crate::request::{BLOCK_SIZE, Failure, Request, Usage};
 use crate::window::{Source, Window, WindowError};
@@ -47,6 +48,7 @@ type Outcome = Result<u64, Failure>;
 /// What an execution has besides its cage.
 pub(crate) struct Execution<'a> {
     pub(crate) storage: &'a dyn ZonedDevice,
+    frames: Option<&'a Frames>,
     pub(crate) request: &'a Request,
     pub(crate) window: &'a mut Window,
     /// What the kernel appended.
@@ -69,7 +71,7 @@ pub(crate) struct Execution<'a> {
 
 impl<'a> Execution<'a> {
     pub(crate) fn new(
-        storage: &'a dyn ZonedDevice,
+        (storage, frames): (&'a dyn ZonedDevice, Option<&'a Frames>),
         request: &'a Request,
         window: &'a mut Window,
         appended: &'a mut Vec<u8>,
@@ -78,6 +80,7 @@ impl<'a> Execution<'a> {
     ) -> Execution<'a> {
         Execution {
             storage,
+            frames,
             request,
             window,
             appended,
@@ -155,6 +158,7 @@ impl<'a> Execution<'a> {
     fn source(&self) -> Source<'a> {
         Source {
             storage: self.storage,
+            frames: self.frames,
             term: self.term,
         }
     }

@@ -156,14 +156,28 @@ fn reading() -> Vec<u8> {
     )
 }
 
-#[test]
-fn an_image_that_was_cut_off_fails_the_kernel_only() {
+/// A file on an image, and a way to cut that off.
+fn cuttable(frame_bytes: u64) -> (tempfile::TempDir, Arc<Device>, Arc<Snapshot>, impl Fn()) {
     let directory = tempfile::tempdir().expect("directory");
     let path = directory.path().join("image");
     let image = FileDevice::create(&path, &geometry(), false).expect("image");
     let storage: Arc<dyn ZonedDevice> = Arc::new(image);
     let file = Writer::new(&storage).write(&pattern(300 * BLOCK), Shape::Contiguous);
-    let device = Device::new(storage, DeviceConfig::default()).expect("device");
+    let config = DeviceConfig {
+        frame_bytes,
+        ..DeviceConfig::default()
+    };
+    let device = Device::new(storage, config).expect("device");
+    let cut = move || {
+        let image = std::fs::OpenOptions::new().write(true).open(&path);
+        image.expect("opened").set_len(300 * 4096).expect("cut");
+    };
+    (directory, device, file, cut)
+}
+
+#[test]
+fn an_image_that_was_cut_off_fails_the_kernel_only() {
+    let (_directory, device, file, cut) = cuttable(0);
     let emitting = warren(PASSTHROUGH);
     let loading = warren(
         "const u8 *p; u64 sum = 0;
@@ -178,11 +192,7 @@ fn an_image_that_was_cut_off_fails_the_kernel_only() {
             .execute(activation, read(&file, 0, file.size))
             .expect("runs");
     }
-    let cut = std::fs::OpenOptions::new()
-        .write(true)
-        .open(&path)
-        .expect("opened");
-    cut.set_len(300 * 4096).expect("cut");
+    cut();
     for activation in &activations {
         let failed = device.execute(activation, read(&file, 0, file.size));
         assert!(
@@ -190,6 +200,26 @@ fn an_image_that_was_cut_off_fails_the_kernel_only() {
             "{failed:?}"
         );
     }
+}
+
+#[test]
+fn what_is_in_memory_of_the_device_outlives_an_image_that_was_cut_off() {
+    let (_directory, device, file, cut) = cuttable(64 << 20);
+    let program = device.load(&warren(PASSTHROUGH)).expect("loads");
+    let activation = device.activate(&program);
+    let run = |file| device.execute(&activation, read(file, 0, file.size));
+    let before = run(&file).expect("runs").output;
+    cut();
+    assert!(run(&file).expect("runs").output == before);
+    let same_blocks = Arc::new(Snapshot {
+        size: file.size,
+        blocks: file.blocks.clone(),
+    });
+    let failed = run(&same_blocks);
+    assert!(
+        matches!(failed, Err((Failure::Storage(_) | Failure::Fault(_), _))),
+        "{failed:?}"
+    );
 }
 
 /// A snapshot whose host answers wrongly.

@@ -323,6 +323,10 @@ impl ZonedDevice for FaultDevice {
         Ok(Box::new(SyncQueue::new(Arc::new(self.clone()))))
     }
 
+    fn in_memory(&self) -> bool {
+        self.0.device.in_memory()
+    }
+
     fn map_source(&self, lba: Lba, blocks: u64) -> Result<Option<MapSource<'_>>> {
         self.0.device.map_source(lba, blocks)
     }

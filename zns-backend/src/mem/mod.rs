@@ -160,6 +160,10 @@ impl ZonedDevice for MemDevice {
         Ok(Box::new(SyncQueue::new(Arc::new(self.clone()))))
     }
 
+    fn in_memory(&self) -> bool {
+        self.0.store.fd().is_some()
+    }
+
     fn map_source(&self, lba: Lba, blocks: u64) -> Result<Option<MapSource<'_>>> {
         self.0.zones.check_read(lba, blocks)?;
         let offset = lba.0 * u64::from(self.0.geometry.block_size);

@@ -1,0 +1,297 @@
+//! Which frame holds what, and which may be taken for something else. No I/O, no memory: the state
+//! behind the lock of [`super::Frames`].
+//!
+//! A frame is free, is being filled for its one claimant, waits to be filled ahead of need, or is
+//! ready: then any number of cages may have it mapped (`users`), and with none it is idle, and the
+//! one that has been so for the longest time goes first. A frame of a snapshot that was forgotten
+//! (`of` is none) holds nothing that can be found; it is free as soon as nobody uses it.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::{Arc, Weak};
+
+use crate::request::SnapshotMap;
+
+/// Frames that keep their memory when nothing is in them.
+const KEPT_FRAMES: usize = 16;
+/// Frames that may wait to be filled ahead of need.
+const QUEUED_MAX: usize = 64;
+
+/// A part of a snapshot, as long as a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Part {
+    /// Which snapshot: its address, which no other has while the table knows it.
+    file: usize,
+    /// Counted from its start.
+    pub(super) index: u64,
+}
+
+impl Part {
+    pub(super) fn of(snapshot: &Arc<dyn SnapshotMap>, index: u64) -> Part {
+        let file = Arc::as_ptr(snapshot).cast::<()>() as usize;
+        Part { file, index }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Free,
+    /// To be filled ahead of need.
+    Queued,
+    Filling,
+    Ready,
+}
+
+struct Frame {
+    of: Option<Part>,
+    state: State,
+    /// Whether memory is behind it.
+    provided: bool,
+    users: usize,
+    /// When it became idle.
+    idle_since: u64,
+}
+
+/// What the table has of a snapshot. The reference keeps its address from being used again.
+struct Contents {
+    snapshot: Weak<dyn SnapshotMap>,
+    frames: HashMap<u64, usize>,
+}
+
+/// A frame that whoever has this is to fill.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Claim {
+    pub(super) frame: usize,
+    pub(super) provided: bool,
+}
+
+/// What the table knows of a part.
+pub(super) enum Found {
+    /// It is in this frame, which has one more user now.
+    Ready(usize),
+    /// Somebody fills a frame with it.
+    Filling,
+    /// The caller is to fill this frame with it.
+    Claimed(Claim),
+    /// It is nowhere, and no frame can be had.
+    Nowhere,
+}
+
+/// Something to fill ahead of need.
+pub(super) struct Ahead {
+    pub(super) snapshot: Weak<dyn SnapshotMap>,
+    pub(super) index: u64,
+    pub(super) claim: Claim,
+}
+
+pub(super) struct Table {
+    frames: Vec<Frame>,
+    frames_max: usize,
+    free: Vec<usize>,
+    idle: BTreeMap<u64, usize>,
+    idled: u64,
+    files: HashMap<usize, Contents>,
+    queue: VecDeque<(Part, usize)>,
+}
+
+impl Table {
+    pub(super) fn new(frames_max: usize) -> Table {
+        Table {
+            frames: Vec::new(),
+            frames_max,
+            free: Vec::new(),
+            idle: BTreeMap::new(),
+            idled: 0,
+            files: HashMap::new(),
+            queue: VecDeque::new(),
+        }
+    }
+
+    /// Looks for a part, for somebody who needs it now.
+    pub(super) fn find(&mut self, snapshot: &Arc<dyn SnapshotMap>, index: u64) -> Found {
+        let part = Part::of(snapshot, index);
+        let Some(frame) = self.frame_of(part) else {
+            return match self.claim(snapshot, part) {
+                Some(claim) => Found::Claimed(claim),
+                None => Found::Nowhere,
+            };
+        };
+        match self.frames[frame].state {
+            State::Ready => {
+                let found = &mut self.frames[frame];
+                if found.users == 0 {
+                    self.idle.remove(&found.idle_since);
+                }
+                found.users += 1;
+                Found::Ready(frame)
+            }
+            State::Queued => {
+                // It is needed before its turn.
+                self.queue.retain(|(_, queued)| *queued != frame);
+                self.frames[frame].state = State::Filling;
+                Found::Claimed(Claim {
+                    frame,
+                    provided: self.frames[frame].provided,
+                })
+            }
+            State::Filling | State::Free => Found::Filling,
+        }
+    }
+
+    /// Queues a part that is nowhere yet. Tells whether there is one more in the queue.
+    pub(super) fn ask_for(&mut self, snapshot: &Arc<dyn SnapshotMap>, index: u64) -> bool {
+        let part = Part::of(snapshot, index);
+        if self.frame_of(part).is_some() || self.queue.len() >= QUEUED_MAX {
+            return false;
+        }
+        let Some(claim) = self.claim(snapshot, part) else {
+            return false;
+        };
+        self.frames[claim.frame].state = State::Queued;
+        self.queue.push_back((part, claim.frame));
+        true
+    }
+
+    /// The next part to fill ahead of need.
+    pub(super) fn next_ahead(&mut self) -> Option<Ahead> {
+        let (part, frame) = self.queue.pop_front()?;
+        // Parts of what is forgotten leave the queue with it.
+        let contents = self.files.get(&part.file)?;
+        self.frames[frame].state = State::Filling;
+        Some(Ahead {
+            snapshot: Weak::clone(&contents.snapshot),
+            index: part.index,
+            claim: Claim {
+                frame,
+                provided: self.frames[frame].provided,
+            },
+        })
+    }
+
+    /// A claimed frame has been filled, for so many users.
+    pub(super) fn filled(&mut self, frame: usize, users: usize) {
+        let filled = &mut self.frames[frame];
+        filled.provided = true;
+        filled.state = State::Ready;
+        filled.users = users;
+        if users == 0 {
+            self.rest(frame);
+        }
+    }
+
+    /// A claimed frame could not be filled.
+    pub(super) fn failed(&mut self, claim: Claim) {
+        self.detach(claim.frame);
+        self.frames[claim.frame].provided = claim.provided;
+        self.release(claim.frame);
+    }
+
+    /// A frame has one user less.
+    pub(super) fn unpin(&mut self, frame: usize) {
+        self.frames[frame].users -= 1;
+        if self.frames[frame].users == 0 {
+            self.rest(frame);
+        }
+    }
+
+    /// Forgets what is held of a snapshot. Returns the frames whose memory is to be given back; they
+    /// are free when that is [done](Table::given_back).
+    pub(super) fn forget(&mut self, snapshot: &Arc<dyn SnapshotMap>) -> Vec<usize> {
+        let file = Part::of(snapshot, 0).file;
+        let Some(contents) = self.files.remove(&file) else {
+            return Vec::new();
+        };
+        self.queue.retain(|(part, _)| part.file != file);
+        for frame in contents.frames.into_values() {
+            let forgotten = &mut self.frames[frame];
+            forgotten.of = None;
+            match forgotten.state {
+                State::Ready if forgotten.users == 0 => {
+                    self.idle.remove(&forgotten.idle_since);
+                    self.release(frame);
+                }
+                State::Queued => self.release(frame),
+                _ => {}
+            }
+        }
+        let (frames, mut kept) = (&self.frames, 0);
+        let mut surplus = |frame: &usize| {
+            let provided = frames[*frame].provided;
+            kept += usize::from(provided);
+            provided && kept > KEPT_FRAMES
+        };
+        self.free.extract_if(.., |frame| surplus(frame)).collect()
+    }
+
+    /// Memory of frames that [`Table::forget`] named has been given back, or kept.
+    pub(super) fn given_back(&mut self, frame: usize, provided: bool) {
+        self.frames[frame].provided = provided;
+        self.free.push(frame);
+    }
+
+    fn frame_of(&self, part: Part) -> Option<usize> {
+        let contents = self.files.get(&part.file)?;
+        contents.frames.get(&part.index).copied()
+    }
+
+    /// A frame to be filled with a part: a free one, a new one, or the one that is idle longest.
+    fn claim(&mut self, snapshot: &Arc<dyn SnapshotMap>, part: Part) -> Option<Claim> {
+        let frame = match self.free.pop() {
+            Some(frame) => frame,
+            None if self.frames.len() < self.frames_max => {
+                self.frames.push(Frame {
+                    of: None,
+                    state: State::Free,
+                    provided: false,
+                    users: 0,
+                    idle_since: 0,
+                });
+                self.frames.len() - 1
+            }
+            None => {
+                let (_, frame) = self.idle.pop_first()?;
+                self.detach(frame);
+                frame
+            }
+        };
+        let contents = self.files.entry(part.file).or_insert_with(|| Contents {
+            snapshot: Arc::downgrade(snapshot),
+            frames: HashMap::new(),
+        });
+        contents.frames.insert(part.index, frame);
+        let claimed = &mut self.frames[frame];
+        claimed.of = Some(part);
+        claimed.state = State::Filling;
+        Some(Claim {
+            frame,
+            provided: claimed.provided,
+        })
+    }
+
+    /// What was in a frame cannot be found any more.
+    fn detach(&mut self, frame: usize) {
+        let Some(part) = self.frames[frame].of.take() else {
+            return;
+        };
+        if let Some(contents) = self.files.get_mut(&part.file) {
+            contents.frames.remove(&part.index);
+            if contents.frames.is_empty() {
+                self.files.remove(&part.file);
+            }
+        }
+    }
+
+    /// Nobody uses a frame any more that is ready.
+    fn rest(&mut self, frame: usize) {
+        if self.frames[frame].of.is_none() {
+            return self.release(frame);
+        }
+        self.idled += 1;
+        self.frames[frame].idle_since = self.idled;
+        self.idle.insert(self.idled, frame);
+    }
+
+    fn release(&mut self, frame: usize) {
+        self.frames[frame].state = State::Free;
+        self.free.push(frame);
+    }
+}
