@@ -326,11 +326,11 @@ impl ZonedDevice for TimedDevice {
         }))
     }
 
-    /// Blocks can be mapped as below; reading them there takes no time of the model.
     fn in_memory(&self) -> bool {
         self.0.device.in_memory()
     }
 
+    /// Blocks can be mapped as below; reading them there takes no time of the model.
     fn map_source(&self, lba: Lba, blocks: u64) -> Result<Option<MapSource<'_>>> {
         self.0.device.map_source(lba, blocks)
     }
