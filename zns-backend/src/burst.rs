@@ -10,6 +10,9 @@ use std::io;
 use io_uring::{IoUring, cqueue, squeue};
 use parking_lot::Mutex;
 
+use crate::error::Result;
+use crate::geometry::Lba;
+
 /// Transfers in flight for one caller.
 const DEPTH: u32 = 32;
 
@@ -23,6 +26,28 @@ pub(crate) trait Transfers<S, C> {
 
     /// Takes a result; false if the transfer needs another entry.
     fn ended(&mut self, index: usize, event: &C) -> bool;
+}
+
+/// Cuts ranges of memory up into those of single transfers. `each` is told the first block and the
+/// bytes of a range, and names the place and the length of its transfers, in order.
+///
+/// # Errors
+/// That of `each`.
+pub(crate) fn cut<'a, P>(
+    reads: &'a mut [(Lba, &mut [u8])],
+    mut each: impl FnMut(Lba, usize, &mut dyn FnMut(P, usize)) -> Result<()>,
+) -> Result<Vec<(P, &'a mut [u8])>> {
+    let mut transfers = Vec::with_capacity(reads.len());
+    for (lba, buffer) in reads {
+        let len = buffer.len();
+        let mut rest = &mut **buffer;
+        each(*lba, len, &mut |place, len| {
+            let (memory, behind) = std::mem::take(&mut rest).split_at_mut(len);
+            transfers.push((place, memory));
+            rest = behind;
+        })?;
+    }
+    Ok(transfers)
 }
 
 /// Idle rings.

@@ -14,7 +14,7 @@ use io_uring::{Submitter, cqueue, opcode, squeue, types};
 
 use super::{FileDevice, FlushKind, Inner};
 use crate::buffer::DmaBuffer;
-use crate::burst::Transfers;
+use crate::burst::{self, Transfers};
 use crate::device::{DeviceQueue, Request};
 use crate::error::{Error, Result};
 use crate::geometry::Lba;
@@ -71,19 +71,15 @@ struct Reads<'a> {
 
 impl<'a> Reads<'a> {
     fn accept(inner: &'a Inner, reads: &'a mut [(Lba, &mut [u8])]) -> Result<Reads<'a>> {
-        let mut parts = Vec::with_capacity(reads.len());
-        for (lba, buffer) in reads {
-            let blocks = blocks_in(&inner.geometry, buffer.len())?;
-            inner.zones.check_read(*lba, blocks)?;
-            let mut rest = &mut **buffer;
-            by_zone(&inner.geometry, *lba, blocks, |at, range| {
-                let len = inner.bytes(range.end - range.start) as usize;
-                let (part, behind) = std::mem::take(&mut rest).split_at_mut(len);
-                parts.push((inner.offset(at), part));
-                rest = behind;
+        let parts = burst::cut(reads, |lba, bytes, part| {
+            let blocks = blocks_in(&inner.geometry, bytes)?;
+            inner.zones.check_read(lba, blocks)?;
+            by_zone(&inner.geometry, lba, blocks, |at, range| {
+                let len = inner.bytes(range.end - range.start);
+                part(inner.offset(at), len as usize);
                 Ok(())
-            })?;
-        }
+            })
+        })?;
         Ok(Reads {
             inner,
             parts,

@@ -19,7 +19,7 @@ use super::passthru::{URING_IO, uring_area};
 use super::request::{Span, Work};
 use super::status::{Attempt, Status};
 use crate::buffer::DmaBuffer;
-use crate::burst::Transfers;
+use crate::burst::{self, Transfers};
 use crate::device::{DeviceQueue, Request};
 use crate::error::{Error, Result};
 use crate::geometry::Lba;
@@ -120,18 +120,14 @@ struct Reads<'a> {
 impl<'a> Reads<'a> {
     fn accept(device: &'a NvmeDevice, reads: &'a mut [(Lba, &mut [u8])]) -> Result<Reads<'a>> {
         let namespace = device.namespace();
-        let mut commands = Vec::with_capacity(reads.len());
-        for (lba, buffer) in reads {
-            let blocks = blocks_in(&namespace.geometry, buffer.len())?;
-            namespace.check_read(*lba, blocks)?;
-            let mut rest = &mut **buffer;
-            namespace.in_pieces(*lba, blocks, |at, bytes| {
-                let (part, behind) = std::mem::take(&mut rest).split_at_mut(bytes.len());
-                commands.push((at, part));
-                rest = behind;
+        let commands = burst::cut(reads, |lba, bytes, command| {
+            let blocks = blocks_in(&namespace.geometry, bytes)?;
+            namespace.check_read(lba, blocks)?;
+            namespace.in_pieces(lba, blocks, |at, bytes| {
+                command(at, bytes.len());
                 Ok(())
-            })?;
-        }
+            })
+        })?;
         Ok(Reads {
             device,
             commands,
