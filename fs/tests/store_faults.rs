@@ -259,14 +259,70 @@ fn the_collector_survives_a_zone_that_takes_no_copies_and_a_victim_it_cannot_rea
     }
 }
 
-/// One number per word, so that a block says which write it comes from.
-fn stress(seed: u64) {
+/// What writers of the stress have done: of each file the number of the newest write, and of the newest
+/// that was synced.
+struct Progress {
+    newest: [AtomicU64; Progress::FILES as usize],
+    synced: [AtomicU64; Progress::FILES as usize],
+    stop: AtomicBool,
+}
+
+impl Progress {
     const FILES: u64 = 4;
+    /// Blocks of a file; each write covers all of them.
     const BLOCKS: u64 = 64;
-    let device = device(40, 400);
-    device.stop_log();
-    let store = formatted(&device, true);
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+
+    fn write(&self, store: &Store, file: u64, mut rng: ChaCha8Rng) {
+        for tag in 1..=120 {
+            // Some transactions are given up halfway.
+            if rng.random_ratio(1, 8) {
+                let mut txn = store.begin().unwrap();
+                txn.write_blocks(Ino(file + 100), 0, &blocks(9_999, 300))
+                    .unwrap();
+                continue;
+            }
+            write(store, file + 100, 0, tag, Self::BLOCKS).unwrap();
+            self.newest[file as usize].store(tag, Ordering::Release);
+            if rng.random_ratio(1, 4) {
+                store.sync(store.position()).unwrap();
+                self.synced[file as usize].store(tag, Ordering::Release);
+            }
+        }
+    }
+
+    fn tidy(&self, store: &Store, mut rng: ChaCha8Rng) {
+        while !self.stop.load(Ordering::Acquire) {
+            match rng.random_range(0..3) {
+                0 => store.checkpoint().unwrap(),
+                1 => drop(store.collect(1).unwrap()),
+                _ => std::thread::sleep(Duration::from_millis(1)),
+            }
+        }
+    }
+
+    fn read(&self, store: &Store, mut rng: ChaCha8Rng) {
+        while !self.stop.load(Ordering::Acquire) {
+            let file = rng.random_range(0..Self::FILES);
+            whole_write(store, file, &self.newest[file as usize]);
+        }
+    }
+}
+
+/// Reads a file, which has to be as one write left it, that of the number in `at_least` or a later one.
+fn whole_write(store: &Store, file: u64, at_least: &AtomicU64) {
+    let at_least = at_least.load(Ordering::Acquire);
+    let found = read(store, file + 100, 0, Progress::BLOCKS);
+    // One number per word, so that a block says which write it comes from.
+    let tag = u64::from_le_bytes(found[..8].try_into().unwrap()) >> 32;
+    assert!(tag >= at_least, "file {file}: write {tag} after {at_least}");
+    let want = match tag {
+        0 => vec![0; found.len()],
+        _ => blocks(tag, Progress::BLOCKS),
+    };
+    assert!(found == want, "file {file}: a mixture of writes");
+}
+
+fn inject_six_faults(device: &FaultDevice, rng: &mut ChaCha8Rng) {
     for _ in 0..6 {
         let nth = device.counts().0 + rng.random_range(5..400);
         let fault = if rng.random() {
@@ -278,61 +334,30 @@ fn stress(seed: u64) {
         };
         device.inject(When::Nth(nth), fault);
     }
-    let newest: Vec<AtomicU64> = (0..FILES).map(|_| AtomicU64::new(0)).collect();
-    let synced: Vec<AtomicU64> = (0..FILES).map(|_| AtomicU64::new(0)).collect();
-    let stop = AtomicBool::new(false);
+}
+
+fn stress(seed: u64) {
+    let device = device(40, 400);
+    device.stop_log();
+    let store = formatted(&device, true);
+    inject_six_faults(&device, &mut ChaCha8Rng::seed_from_u64(seed));
+    let progress = Progress {
+        newest: [const { AtomicU64::new(0) }; Progress::FILES as usize],
+        synced: [const { AtomicU64::new(0) }; Progress::FILES as usize],
+        stop: AtomicBool::new(false),
+    };
     std::thread::scope(|scope| {
-        let writers: Vec<_> = (0..FILES)
+        let (store, progress) = (&store, &progress);
+        let writers: Vec<_> = (0..Progress::FILES)
             .map(|file| {
-                let (store, newest, synced) = (&store, &newest, &synced);
-                let mut rng = ChaCha8Rng::seed_from_u64(seed * 100 + file);
-                scope.spawn(move || {
-                    for tag in 1..=120 {
-                        // Some transactions are given up halfway.
-                        if rng.random_ratio(1, 8) {
-                            let mut txn = store.begin().unwrap();
-                            txn.write_blocks(Ino(file + 100), 0, &blocks(9_999, 300))
-                                .unwrap();
-                            continue;
-                        }
-                        write(store, file + 100, 0, tag, BLOCKS).unwrap();
-                        newest[file as usize].store(tag, Ordering::Release);
-                        if rng.random_ratio(1, 4) {
-                            store.sync(store.position()).unwrap();
-                            synced[file as usize].store(tag, Ordering::Release);
-                        }
-                    }
-                })
+                let rng = ChaCha8Rng::seed_from_u64(seed * 100 + file);
+                scope.spawn(move || progress.write(store, file, rng))
             })
             .collect();
-        scope.spawn(|| {
-            let mut rng = ChaCha8Rng::seed_from_u64(seed + 7);
-            while !stop.load(Ordering::Acquire) {
-                match rng.random_range(0..3) {
-                    0 => store.checkpoint().unwrap(),
-                    1 => drop(store.collect(1).unwrap()),
-                    _ => std::thread::sleep(Duration::from_millis(1)),
-                }
-            }
-        });
-        scope.spawn(|| {
-            let mut rng = ChaCha8Rng::seed_from_u64(seed + 8);
-            while !stop.load(Ordering::Acquire) {
-                let file = rng.random_range(0..FILES);
-                let at_least = newest[file as usize].load(Ordering::Acquire);
-                let found = read(&store, file + 100, 0, BLOCKS);
-                let tag = u64::from_le_bytes(found[..8].try_into().unwrap()) >> 32;
-                assert!(tag >= at_least, "file {file}: write {tag} after {at_least}");
-                let want = if tag == 0 {
-                    vec![0; found.len()]
-                } else {
-                    blocks(tag, BLOCKS)
-                };
-                assert!(found == want, "file {file}: a mixture of writes");
-            }
-        });
+        scope.spawn(move || progress.tidy(store, ChaCha8Rng::seed_from_u64(seed + 7)));
+        scope.spawn(move || progress.read(store, ChaCha8Rng::seed_from_u64(seed + 8)));
         let ended: Vec<_> = writers.into_iter().map(|writer| writer.join()).collect();
-        stop.store(true, Ordering::Release);
+        progress.stop.store(true, Ordering::Release);
         for writer in ended {
             writer.unwrap();
         }
@@ -345,19 +370,8 @@ fn stress(seed: u64) {
     drop(store);
     device.clear_faults();
     let store = reopened(&device);
-    for file in 0..FILES {
-        let found = read(&store, file + 100, 0, BLOCKS);
-        let tag = u64::from_le_bytes(found[..8].try_into().unwrap()) >> 32;
-        assert!(
-            tag >= synced[file as usize].load(Ordering::Acquire),
-            "file {file}"
-        );
-        if tag > 0 {
-            assert!(
-                found == blocks(tag, BLOCKS),
-                "file {file}: a mixture of writes"
-            );
-        }
+    for (file, synced) in (0..).zip(&progress.synced) {
+        whole_write(&store, file, synced);
     }
     sound(&store);
 }

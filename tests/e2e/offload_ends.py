@@ -11,7 +11,7 @@ import threading
 import time
 
 from harness import Skip, WARREN, case, eventually, run
-from e2e.offload import (LOOPS, READ_EVENT, READ_STREAM, UPPER, WRITE_EVENT, WRITE_STREAM, attach, attached, forked,
+from e2e.kernels import (LOOPS, READ_EVENT, READ_STREAM, UPPER, WRITE_EVENT, WRITE_STREAM, attach, attached, forked,
                          kernel, opened, pins, registrations, stats, text_of)
 
 # The longest there is: what ends earlier was ended.

@@ -14,7 +14,7 @@ import threading
 import time
 
 from harness import Skip, WARREN, as_user, case, eventually, fails_with, need, need_root, run
-from e2e.offload import (FAILS, FAULTS, LOOPS, READ_EVENT, READ_STREAM, STATS, UPPER, WRITE_EVENT, WRITE_STREAM,
+from e2e.kernels import (FAILS, FAULTS, LOOPS, READ_EVENT, READ_STREAM, STATS, UPPER, WRITE_EVENT, WRITE_STREAM,
                          attach, attached, forked, in_child, kernel, opened, pins, registrations, stats, text_of)
 from e2e.offload_ends import FOREVER, IN_HELPERS, SOON, descriptors, quietly, requests_now, settles, time_to_end
 

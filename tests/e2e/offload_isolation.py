@@ -11,8 +11,8 @@ import signal
 import time
 
 from harness import case, eventually, fails_with
-from e2e.offload import (ADD, FAULTS, LOOPS, READ_EVENT, READ_STREAM, STRIDE, SUM, UPPER, WRITE_EVENT, attach, attached,
-                         forked, kernel, opened, punch_hole, read_all, registrations, stats, text_of)
+from e2e.kernels import (ADD, FAULTS, LOOPS, READ_EVENT, READ_STREAM, STRIDE, SUM, UPPER, WRITE_EVENT, attach,
+                         attached, forked, kernel, opened, punch_hole, read_all, registrations, stats, text_of)
 
 # A constant in the code that makes each kernel another one.
 MAGIC = 0x5ad15ad1

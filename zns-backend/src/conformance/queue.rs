@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{Z1, pattern, read};
-use crate::{Completion, DmaBuffer, Lba, Request, ZoneId, ZonedDevice};
+use crate::{DeviceQueue, DmaBuffer, Lba, Request, ZoneId, ZonedDevice};
 
 /// A buffer of the device that holds `bytes`.
 fn filled(device: &dyn ZonedDevice, bytes: &[u8]) -> Arc<DmaBuffer> {
@@ -12,101 +12,111 @@ fn filled(device: &dyn ZonedDevice, bytes: &[u8]) -> Arc<DmaBuffer> {
     Arc::new(buffer)
 }
 
+/// Requests of a part of the suite.
+const ROUNDS: u64 = 20;
+/// Added to the numbers of appends.
+const APPEND: u64 = 100;
+/// The number of a flush.
+const FLUSH: u64 = 1000;
+
 pub(super) fn check_queue(device: &dyn ZonedDevice) {
-    const ROUNDS: u64 = 20;
-    let geometry = *device.geometry();
-    let block = geometry.block_size as usize;
     let queue = device.queue(8).expect("queue");
-    let mut done: Vec<Completion> = Vec::new();
+    let mut done = Vec::new();
     queue
         .wait(0, &mut done)
         .expect("taking nothing does not wait");
     assert!(done.is_empty());
-    // More than the depth, with none taken in between: ordered writes to one zone, appends to
-    // another, from registered and from plain memory.
+    check_queued_writes(device, &*queue);
+    check_queued_reads(device, &*queue);
+    check_queued_refusals(device, &*queue);
+    check_large_transfers(device);
+    check_queue_threads(device);
+}
+
+/// More than the depth, with none taken in between: ordered writes to one zone, appends to another,
+/// from registered and from plain memory.
+fn check_queued_writes(device: &dyn ZonedDevice, queue: &dyn DeviceQueue) {
+    let geometry = device.geometry();
     for index in 0..ROUNDS {
-        let bytes = pattern(&geometry, index, 1);
+        let bytes = pattern(geometry, index, 1);
         let data = if index % 3 == 0 {
-            let mut plain = DmaBuffer::new(block);
+            let mut plain = DmaBuffer::new(bytes.len());
             plain.copy_from_slice(&bytes);
             Arc::new(plain)
         } else {
             filled(device, &bytes)
         };
-        let copy = Arc::clone(&data);
-        queue
-            .submit(
-                index,
-                Request::Write {
-                    lba: Lba(index),
-                    data,
-                    blocks: 1,
-                    durable: index % 4 == 0,
-                },
-            )
-            .expect("submit");
-        queue
-            .submit(
-                100 + index,
-                Request::Append {
-                    zone: Z1,
-                    data: copy,
-                    blocks: 1,
-                },
-            )
-            .expect("submit");
+        let write = Request::Write {
+            lba: Lba(index),
+            data: Arc::clone(&data),
+            blocks: 1,
+            durable: index.is_multiple_of(4),
+        };
+        queue.submit(index, write).expect("submit");
+        let append = Request::Append {
+            zone: Z1,
+            data,
+            blocks: 1,
+        };
+        queue.submit(APPEND + index, append).expect("submit");
     }
+    let mut done = Vec::new();
     queue.wait(2 * ROUNDS as usize, &mut done).expect("wait");
     assert_eq!(done.len(), 2 * ROUNDS as usize);
-    let start = geometry.zone_start(Z1);
     let mut appended = Vec::new();
-    for completion in done.drain(..) {
+    for completion in done {
         let lba = completion.result.expect("write or append");
-        let tag = completion.token % 100;
-        if completion.token < 100 {
-            assert_eq!(lba, Lba(tag));
+        let index = completion.token % APPEND;
+        if completion.token < APPEND {
+            assert_eq!(lba, Lba(index));
         } else {
             appended.push(lba);
         }
-        assert_eq!(
-            read(device, lba, 1).expect("read"),
-            pattern(&geometry, tag, 1)
-        );
+        let found = read(device, lba, 1).expect("read");
+        assert_eq!(found, pattern(geometry, index, 1));
     }
     // In whatever order: appends in flight together take what place they get.
     appended.sort_unstable();
+    let start = geometry.zone_start(Z1);
     assert!(
         appended
             .into_iter()
             .eq((0..ROUNDS).map(|block| start.plus(block))),
         "each append has a place of its own, without gaps"
     );
-    queue.submit(1000, Request::Flush).expect("submit");
+}
+
+/// Reads of what [`check_queued_writes`] wrote, behind a flush, into registered and into plain memory.
+fn check_queued_reads(device: &dyn ZonedDevice, queue: &dyn DeviceQueue) {
+    let geometry = device.geometry();
+    let block = geometry.block_size as usize;
+    queue.submit(FLUSH, Request::Flush).expect("submit");
     for index in 0..ROUNDS {
         let buffer = if index % 2 == 0 {
             device.buffer(block)
         } else {
             DmaBuffer::new(block)
         };
+        let lba = Lba(index);
         queue
-            .submit(
-                index,
-                Request::Read {
-                    lba: Lba(index),
-                    buffer,
-                },
-            )
+            .submit(index, Request::Read { lba, buffer })
             .expect("submit");
     }
+    let mut done = Vec::new();
     queue.wait(ROUNDS as usize + 1, &mut done).expect("wait");
-    for completion in done.drain(..) {
+    for completion in done {
         assert!(completion.result.is_ok(), "{completion:?}");
-        if completion.token < 1000 {
+        if completion.token != FLUSH {
             let buffer = completion.buffer.expect("the buffer of a read comes back");
-            assert_eq!(*buffer, *pattern(&geometry, completion.token, 1));
+            assert_eq!(*buffer, *pattern(geometry, completion.token, 1));
         }
     }
-    let data = filled(device, &pattern(&geometry, 0, 1));
+}
+
+/// What the device refuses completes with an error, and with the buffer that it came with.
+fn check_queued_refusals(device: &dyn ZonedDevice, queue: &dyn DeviceQueue) {
+    let geometry = device.geometry();
+    let data = filled(device, &pattern(geometry, 0, 1));
     let refused = [
         Request::Write {
             lba: Lba(ROUNDS + 1),
@@ -127,9 +137,10 @@ pub(super) fn check_queue(device: &dyn ZonedDevice) {
         },
         Request::Read {
             lba: Lba(ROUNDS),
-            buffer: device.buffer(block),
+            buffer: device.buffer(geometry.block_size as usize),
         },
     ];
+    let mut done = Vec::new();
     for (token, request) in (0..).zip(refused) {
         let is_read = matches!(request, Request::Read { .. });
         queue
@@ -143,8 +154,6 @@ pub(super) fn check_queue(device: &dyn ZonedDevice) {
             (token, is_read)
         );
     }
-    check_large_transfers(device);
-    check_queue_threads(device);
 }
 
 /// Whole zones in one request, also across zones where that is allowed.

@@ -1,15 +1,11 @@
 //! The requests, each a system call or two on the host's files.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
 use std::ffi::OsStr;
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use fuser::{
@@ -18,39 +14,17 @@ use fuser::{
     ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs,
     ReplyWrite, Request, TimeOrNow, WriteFlags,
 };
-use parking_lot::{Mutex, RwLock};
-use rustix::fs::{self as host, AtFlags, Gid, Mode, OFlags, SeekFrom, Timespec, Uid};
+use rustix::fs::{self as host, AtFlags, Mode, OFlags, SeekFrom};
 use rustix::io::Result;
 
-use crate::inodes::{self, Inodes};
+use crate::host::Passthrough;
+use crate::inodes::Inodes;
 
 const LIFETIME: Duration = Duration::from_secs(3600);
 const REQUEST_BYTES: u32 = 1 << 20;
 
 thread_local! {
     static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; REQUEST_BYTES as usize]);
-}
-
-/// An open file or directory.
-struct Handle {
-    fd: OwnedFd,
-    /// Held while a directory is read: its descriptor has one position.
-    position: Mutex<()>,
-}
-
-/// A directory entry of the host.
-struct HostEntry {
-    ino: u64,
-    next: u64,
-    kind: fuser::FileType,
-    name: Vec<u8>,
-}
-
-/// The filesystem.
-pub(crate) struct Passthrough {
-    inodes: Inodes,
-    handles: RwLock<HashMap<u64, Arc<Handle>>>,
-    next_handle: AtomicU64,
 }
 
 fn errno(error: rustix::io::Errno) -> Errno {
@@ -70,126 +44,6 @@ fn answer_entry(reply: ReplyEntry, result: Result<FileAttr>) {
         Ok(attr) => reply.entry(&LIFETIME, &attr, Generation(0)),
         Err(error) => reply.error(errno(error)),
     }
-}
-
-impl Passthrough {
-    pub(crate) fn open(source: &Path, open_max: usize) -> io::Result<Passthrough> {
-        // No O_PATH: file handles are opened by way of it.
-        let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let root: File = host::open(source, flags, Mode::empty())?.into();
-        Ok(Passthrough {
-            inodes: Inodes::new(root, open_max)?,
-            handles: RwLock::default(),
-            next_handle: AtomicU64::new(1),
-        })
-    }
-
-    fn keep(&self, fd: OwnedFd) -> FileHandle {
-        let number = self.next_handle.fetch_add(1, Ordering::Relaxed);
-        let handle = Handle {
-            fd,
-            position: Mutex::new(()),
-        };
-        self.handles.write().insert(number, Arc::new(handle));
-        FileHandle(number)
-    }
-
-    fn handle(&self, fh: FileHandle) -> Result<Arc<Handle>> {
-        let handles = self.handles.read();
-        handles.get(&fh.0).cloned().ok_or(rustix::io::Errno::BADF)
-    }
-
-    /// Flags for the host: the page cache above reads where the program only writes, and knows
-    /// itself where an append goes.
-    fn host_flags(flags: i32) -> OFlags {
-        let mut flags = OFlags::from_bits_retain(flags as u32);
-        if flags & OFlags::ACCMODE == OFlags::WRONLY {
-            flags = (flags - OFlags::ACCMODE) | OFlags::RDWR;
-        }
-        (flags - OFlags::APPEND - OFlags::NOFOLLOW - OFlags::DIRECT) | OFlags::CLOEXEC
-    }
-
-    fn open_ino(&self, ino: INodeNo, flags: OFlags) -> Result<FileHandle> {
-        let fd = self.inodes.fd(ino)?;
-        Ok(self.keep(host::open(Inodes::path(&fd), flags, Mode::empty())?))
-    }
-
-    fn make(
-        &self,
-        parent: INodeNo,
-        name: &OsStr,
-        call: impl FnOnce(&OwnedFd) -> Result<()>,
-    ) -> Result<FileAttr> {
-        let dir = self.inodes.fd(parent)?;
-        call(&dir)?;
-        self.inodes.lookup(parent, name)
-    }
-
-    fn change(
-        &self,
-        ino: INodeNo,
-        (mode, uid, gid, size): (Option<u32>, Option<u32>, Option<u32>, Option<u64>),
-        (atime, mtime): (Option<TimeOrNow>, Option<TimeOrNow>),
-    ) -> Result<FileAttr> {
-        let fd = self.inodes.fd(ino)?;
-        let path = Inodes::path(&fd);
-        if let Some(mode) = mode {
-            host::chmod(&path, Mode::from_raw_mode(mode))?;
-        }
-        if uid.is_some() || gid.is_some() {
-            let (uid, gid) = (uid.map(Uid::from_raw), gid.map(Gid::from_raw));
-            host::chownat(&*fd, "", uid, gid, AtFlags::EMPTY_PATH)?;
-        }
-        if let Some(size) = size {
-            let file = host::open(&path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
-            host::ftruncate(file, size)?;
-        }
-        if atime.is_some() || mtime.is_some() {
-            let times = host::Timestamps {
-                last_access: timespec(atime),
-                last_modification: timespec(mtime),
-            };
-            host::utimensat(host::CWD, &path, &times, AtFlags::empty())?;
-        }
-        self.inodes.attr_of(fd.as_fd())
-    }
-
-    /// Some entries of a directory after `offset`.
-    fn entries(&self, fh: FileHandle, offset: u64) -> Result<Vec<HostEntry>> {
-        let handle = self.handle(fh)?;
-        let _position = handle.position.lock();
-        host::seek(&handle.fd, SeekFrom::Start(offset))?;
-        let mut entries = Vec::new();
-        let mut buffer = Vec::with_capacity(32 << 10);
-        let mut dir = host::RawDir::new(&handle.fd, buffer.spare_capacity_mut());
-        while let Some(entry) = dir.next() {
-            let entry = entry?;
-            entries.push(HostEntry {
-                ino: entry.ino(),
-                next: entry.next_entry_cookie(),
-                kind: inodes::kind(entry.file_type()),
-                name: entry.file_name().to_bytes().to_vec(),
-            });
-            if dir.is_buffer_empty() {
-                break;
-            }
-        }
-        Ok(entries)
-    }
-}
-
-fn timespec(time: Option<TimeOrNow>) -> Timespec {
-    let (tv_sec, tv_nsec) = match time {
-        None => (0, host::UTIME_OMIT),
-        Some(TimeOrNow::Now) => (0, host::UTIME_NOW),
-        Some(TimeOrNow::SpecificTime(time)) => {
-            let since = time
-                .duration_since(SystemTime::UNIX_EPOCH)
-                .unwrap_or_default();
-            (since.as_secs() as i64, i64::from(since.subsec_nanos()))
-        }
-    };
-    Timespec { tv_sec, tv_nsec }
 }
 
 impl Filesystem for Passthrough {

@@ -6,6 +6,7 @@
 //! any. It is for benchmarks by one user: new files belong to whoever runs it.
 
 mod filesystem;
+mod host;
 mod inodes;
 mod place;
 
@@ -30,7 +31,7 @@ struct Arguments {
 fn main() -> std::io::Result<()> {
     let arguments = Arguments::parse();
     let open_max = descriptor_limit() / 4 * 3;
-    let filesystem = filesystem::Passthrough::open(&arguments.source, open_max)?;
+    let filesystem = host::Passthrough::open(&arguments.source, open_max)?;
     let mut config = Config::default();
     config.mount_options = vec![
         MountOption::FSName("passthrough".into()),
