@@ -109,13 +109,13 @@ def download(package, directory, suite):
 
 def download_kernel(directory):
     """The packages with the kernel behind a metapackage such as linux-image-amd64; another is itself. Newer ones
-    have the image and the modules in packages of their own."""
+    have the image, the modules and the lists of what is built in in packages of their own."""
     needed = depends(KERNEL, SUITE)
     if needed is None:
         raise Unavailable(f"apt knows no package {KERNEL} {SUITE}")
     package = next((name for name in needed if name.startswith("linux-image-")), KERNEL)
     print(f"qemu: downloading {package}", file=sys.stderr, flush=True)
-    apart = [name for name in depends(package, SUITE) or [] if name.startswith(("linux-binary-", "linux-modules-"))]
+    apart = [name for name in depends(package, SUITE) or [] if name.startswith(("linux-binary-", "linux-modules-", "linux-base-"))]
     return [download(name, directory, SUITE) for name in (package, *apart)]
 
 

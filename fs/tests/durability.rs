@@ -318,7 +318,7 @@ fn nothing_is_acknowledged_after_a_failed_flush() {
     );
 }
 
-/// Flushes of the device and blocks of the log that `work` takes.
+/// Flushes of the device that `work` takes.
 fn flushes_of(device: &FaultDevice, work: impl FnOnce()) -> u64 {
     let before = device.counts().2;
     work();
@@ -349,6 +349,39 @@ fn a_commit_behind_a_chunk_that_is_written_and_volatile_flushes() {
     let mut data = vec![0; 300 * BLOCK_SIZE];
     after.view().read_blocks(FILE, 0, &mut data).unwrap();
     assert!(holds(&after, 2) && data.iter().all(|&byte| byte == 7));
+}
+
+#[test]
+fn a_cut_anywhere_among_full_chunks_and_durable_writes_keeps_what_was_synced() {
+    let device = formatted().with_durable_writes();
+    let store = open(&device).unwrap();
+    let begun = device.log().len();
+    let promises: Vec<usize> = (0..6)
+        .map(|round| {
+            // Every second commit has a chunk before it that is written and volatile.
+            write(&store, round * 300, if round % 2 == 0 { 300 } else { 2 }).unwrap();
+            put(&store, round);
+            device.log().len()
+        })
+        .collect();
+    let log = device.log();
+    for completed in begun..=log.len() {
+        let mut cuts = vec![CrashPoint::after(completed)];
+        if completed < log.len() {
+            cuts.push(CrashPoint::during(completed));
+        }
+        let chosen = (0..4).map(|seed| Survival::Seeded(seed + completed as u64));
+        for survival in chosen.chain([Survival::None, Survival::All]) {
+            for cut in &cuts {
+                let left = log.device_after(*cut, survival).unwrap();
+                let left = open(&FaultDevice::new(left).unwrap()).unwrap();
+                for (round, promised) in (0..).zip(&promises) {
+                    let kept = *promised > completed || holds(&left, round);
+                    assert!(kept, "{cut:?}, {survival:?}: commit {round} is lost");
+                }
+            }
+        }
+    }
 }
 
 #[test]
