@@ -101,11 +101,11 @@ impl Frames {
         };
         Some(Frames {
             shared: Arc::new(shared),
-            per_window: frames_max / 2,
+            per_window: frames_max / 4 * 3,
         })
     }
 
-    /// How many frames one cage may have mapped: half of them, so that others get some.
+    /// How many frames one cage may have mapped: not all of them, so that others get some.
     pub(crate) fn per_window(&self) -> usize {
         self.per_window
     }
