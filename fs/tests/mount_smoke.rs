@@ -433,6 +433,8 @@ fn foreground() -> (TempDir, PathBuf, Child) {
         .spawn()
         .unwrap();
     wait_until("it is mounted", || is_mounted(&dir));
+    // Answered when the handshake is over; a mount that is taken away before that has failed.
+    fs::metadata(&dir).unwrap();
     (base, dir, child)
 }
 
