@@ -11,10 +11,6 @@
 //! so that nobody's slow kernels take all of them; they leave when they have found nothing to do
 //! for [`LINGER`].
 //!
-//! Who reads in strides asks for the next one as soon as it has the last. A worker that has done a job
-//! therefore looks for another for [`ATTENTION`] before it sleeps, one at a time: being woken would
-//! take a kernel on a few hundred KiB a good part of its time.
-//!
 //! Every job is either run or, after [`Queue::stop`], refused; none is dropped silently.
 
 use std::cell::Cell;
@@ -23,18 +19,15 @@ use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 /// How long jobs wait for a busy worker before a relief worker is started.
 const PATIENCE: Duration = Duration::from_millis(4);
-
-/// How long a worker looks for another job: a little longer than waking it takes.
-const ATTENTION: Duration = Duration::from_micros(15);
 
 /// How long what is ended is given to end.
 const PAUSE: Duration = Duration::from_millis(1);
@@ -91,8 +84,6 @@ struct State<J> {
     running: HashMap<Tenant, usize>,
     /// Workers waiting for a job.
     idle: usize,
-    /// Workers looking for a job, at most one: they need not be woken.
-    looking: usize,
     /// Submitters waiting for room in their lane.
     waiting: usize,
     /// Workers alive.
@@ -105,8 +96,6 @@ struct State<J> {
 
 struct Shared<J> {
     state: Mutex<State<J>>,
-    /// Jobs queued so far, and the end of the queue: changed under the lock, looked at without it.
-    events: AtomicU64,
     work: Condvar,
     room: Condvar,
     watch: Condvar,
@@ -138,14 +127,12 @@ impl<J: Job> Queue<J> {
                 dispatched: 0,
                 running: HashMap::new(),
                 idle: 0,
-                looking: 0,
                 waiting: 0,
                 workers: 0,
                 unwatched: false,
                 stopping: false,
                 threads: Vec::new(),
             }),
-            events: AtomicU64::new(0),
             work: Condvar::new(),
             room: Condvar::new(),
             watch: Condvar::new(),
@@ -192,7 +179,6 @@ impl<J: Job> Queue<J> {
         let (lanes, threads) = {
             let mut state = self.shared.state.lock();
             state.stopping = true;
-            self.shared.events.fetch_add(1, Relaxed);
             state.queued = 0;
             (
                 std::mem::take(&mut state.ready),
@@ -245,9 +231,8 @@ impl<J: Job> Shared<J> {
         }
         drop(jobs);
         state.queued += 1;
-        self.events.fetch_add(1, Relaxed);
-        let wake = state.idle > 0 && state.queued > state.looking;
-        let watch = state.unwatched && state.queued > state.idle + state.looking;
+        let wake = state.idle > 0;
+        let watch = state.unwatched && state.queued > state.idle;
         drop(state);
         if wake {
             self.work.notify_one();
@@ -326,17 +311,11 @@ impl<J: Job> Shared<J> {
 
     fn work(&self, relief: bool) {
         IS_WORKER.set(true);
-        let mut attentive = false;
         let mut state = self.state.lock();
         while !state.stopping {
             if let Some((job, lane)) = self.take(&mut state, relief) {
                 MutexGuard::unlocked(&mut state, || run_guarded(job));
                 Self::ended(&mut state, &lane);
-                attentive = true;
-                continue;
-            }
-            if std::mem::take(&mut attentive) && state.looking == 0 && !relief {
-                self.look(&mut state);
                 continue;
             }
             state.idle += 1;
@@ -350,19 +329,6 @@ impl<J: Job> Shared<J> {
             }
         }
         state.workers -= 1;
-    }
-
-    /// Waits for something to happen, for a short time and without sleeping.
-    fn look(&self, state: &mut MutexGuard<'_, State<J>>) {
-        state.looking += 1;
-        let before = self.events.load(Relaxed);
-        MutexGuard::unlocked(state, || {
-            let until = Instant::now() + ATTENTION;
-            while self.events.load(Relaxed) == before && Instant::now() < until {
-                std::hint::spin_loop();
-            }
-        });
-        state.looking -= 1;
     }
 
     fn spawn_worker(this: &Arc<Self>, state: &mut State<J>, relief: bool) -> io::Result<()> {
@@ -388,9 +354,8 @@ impl<J: Job> Shared<J> {
             }
             let before = state.dispatched;
             self.watch.wait_for(&mut state, PATIENCE);
-            let stuck = state.idle + state.looking == 0
-                && state.dispatched == before
-                && Self::turn(&state, true).is_some();
+            let stuck =
+                state.idle == 0 && state.dispatched == before && Self::turn(&state, true).is_some();
             if !stuck || state.stopping || state.workers >= self.regular + RELIEF_MAX {
                 continue;
             }
