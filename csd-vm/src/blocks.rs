@@ -15,11 +15,37 @@ const ADVISED_BYTES_MAX: u64 = 512 << 10;
 
 type Result<T> = std::result::Result<T, WindowError>;
 
-/// Fills `bytes` with the blocks of an extent, read in one of the two ways below and checked, with
+/// Fills `bytes` with all blocks that were resolved, read past the caches of the operating system
+/// where the device can, and at the same time if they lie in several places; checked, with nothing
+/// past the end of the snapshot.
+pub(crate) fn read_extents(
+    device: &dyn ZonedDevice,
+    resolved: &Resolved,
+    bytes: &mut [u8],
+) -> Result<()> {
+    let mut reads = Vec::with_capacity(resolved.extents.len());
+    let mut rest = &mut *bytes;
+    for extent in &resolved.extents {
+        let (part, behind) = rest.split_at_mut(extent.bytes().len());
+        match extent.lba {
+            Some(lba) => reads.push((lba, part)),
+            None => part.fill(0),
+        }
+        rest = behind;
+    }
+    device.read_all(&mut reads).map_err(storage)?;
+    resolved.extents.iter().try_for_each(|extent| {
+        let part = &mut bytes[extent.bytes()];
+        extent
+            .lba
+            .map_or(Ok(()), |lba| finish(lba, extent, resolved, part))
+    })
+}
+
+/// Fills `bytes` with the blocks of an extent, read through the host's cache and checked, with
 /// nothing past the end of the snapshot.
 pub(crate) fn read_extent(
     storage: &dyn ZonedDevice,
-    read: impl Fn(&dyn ZonedDevice, Lba, &mut [u8]) -> Result<()>,
     extent: &Extent,
     resolved: &Resolved,
     bytes: &mut [u8],
@@ -28,7 +54,12 @@ pub(crate) fn read_extent(
         bytes.fill(0);
         return Ok(());
     };
-    read(storage, lba, bytes)?;
+    read_cached(storage, lba, bytes)?;
+    finish(lba, extent, resolved, bytes)
+}
+
+/// Checks the blocks of an extent, which have been read, and takes away what is past the end.
+fn finish(lba: Lba, extent: &Extent, resolved: &Resolved, bytes: &mut [u8]) -> Result<()> {
     check(lba, bytes, resolved.checksums(extent))?;
     match extent.place {
         Place::Within => {}
@@ -37,14 +68,9 @@ pub(crate) fn read_extent(
     Ok(())
 }
 
-/// Reads blocks as the device does it, past the host's cache where it can.
-pub(crate) fn read_uncached(device: &dyn ZonedDevice, lba: Lba, bytes: &mut [u8]) -> Result<()> {
-    device.read(lba, bytes).map_err(storage)
-}
-
 /// Reads blocks, through the host's cache where the device is a file: what kernels read is read
 /// again.
-pub(crate) fn read_cached(device: &dyn ZonedDevice, lba: Lba, bytes: &mut [u8]) -> Result<()> {
+fn read_cached(device: &dyn ZonedDevice, lba: Lba, bytes: &mut [u8]) -> Result<()> {
     let blocks = bytes.len() as u64 / BLOCK;
     let Some(from) = device.map_source(lba, blocks).map_err(storage)? else {
         return device.read(lba, bytes).map_err(storage);

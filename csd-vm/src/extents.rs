@@ -1,8 +1,10 @@
 //! Extents: what the host resolved, put together as far as it can be handled at once.
 
+use std::ops::Range;
+
 use zns_backend::{Geometry, Lba};
 
-use crate::request::Piece;
+use crate::request::{BLOCK_SIZE, Piece};
 
 /// Whether an extent ends with the snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +26,14 @@ pub(crate) struct Extent {
     pub(crate) lba: Option<Lba>,
     /// Whether they are the snapshot's last.
     pub(crate) place: Place,
+}
+
+impl Extent {
+    /// Its bytes, counted from the first one resolved.
+    pub(crate) fn bytes(&self) -> Range<usize> {
+        let at = |blocks: u64| blocks as usize * BLOCK_SIZE;
+        at(self.first)..at(self.first + self.blocks)
+    }
 }
 
 /// A resolved range of blocks.

@@ -24,7 +24,7 @@ use std::sync::Arc;
 use zns_backend::{DmaBuffer, Lba, ZonedDevice};
 
 use crate::block_set::BlockSet;
-use crate::blocks::{ask_for, check, past_the_end, read_cached, read_extent, storage};
+use crate::blocks::{ask_for, check, past_the_end, read_extent, storage};
 use crate::cancellation::Term;
 use crate::engine::cage::{Access, Cage, CageError, CagePtr, Region};
 use crate::extents::{Extent, Resolved};
@@ -498,7 +498,7 @@ impl Window {
         self.resolve(source, block, 1)?;
         let bytes = &mut self.block[..];
         for extent in &self.resolved.extents {
-            read_extent(source.storage, read_cached, extent, &self.resolved, bytes)?;
+            read_extent(source.storage, extent, &self.resolved, bytes)?;
         }
         Ok(bytes)
     }
@@ -566,7 +566,7 @@ fn copy_extents(
             let from = ((extent.first - range.start) * BLOCK) as usize;
             let len = (extent.blocks * BLOCK) as usize;
             let bytes = &mut bytes[from..from + len];
-            read_extent(source.storage, read_cached, extent, resolved, bytes)?;
+            read_extent(source.storage, extent, resolved, bytes)?;
         }
         Ok(())
     })?

@@ -2,9 +2,9 @@
 //! operating system, checked, and then mapped into the cages of whoever the snapshot belongs to.
 //!
 //! For storage whose blocks are not in memory anyway. Reading a frame takes one or two large requests
-//! to the device and none of what faulting as many pages of a file costs; frames are used again, so
-//! nothing is allocated or cleared either. While a kernel computes on one frame, threads fill the next
-//! ones ([`Frames::read_ahead`]).
+//! to the device, or as many as it lies in places, made at the same time, and none of what faulting as
+//! many pages of a file costs; frames are used again, so nothing is allocated or cleared either. While
+//! a kernel computes on one frame, threads fill the next ones ([`Frames::read_ahead`]).
 //!
 //! Invariants: a frame is mapped into a cage only while a [`Pin`] of it lives, which the cage's window
 //! drops after it has unmapped it, and a frame with pins is never filled; every block of a ready frame
@@ -29,7 +29,7 @@ use zns_backend::ZonedDevice;
 
 use self::memory::Memory;
 use self::table::{Ahead, Claim, Found, Table};
-use crate::blocks::{read_extent, read_uncached};
+use crate::blocks::read_extents;
 use crate::cancellation::Term;
 use crate::extents::Resolved;
 use crate::request::{BLOCK_SIZE, Piece, SnapshotMap};
@@ -282,13 +282,7 @@ impl Filling<'_> {
         // SAFETY: there is memory (`has_memory`), and the frame is claimed: it is in no cage, and
         // whoever looks for it waits until the claim is over.
         let bytes = unsafe { self.shared.memory.bytes(bytes_of(self.claim.frame)) };
-        for extent in &resolved.extents {
-            let from = extent.first as usize * BLOCK_SIZE;
-            let len = extent.blocks as usize * BLOCK_SIZE;
-            let bytes = &mut bytes[from..from + len];
-            read_extent(storage, read_uncached, extent, &resolved, bytes)?;
-        }
-        Ok(())
+        read_extents(storage, &resolved, bytes)
     }
 
     /// It has been filled, for the caller.
