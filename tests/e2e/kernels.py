@@ -48,12 +48,15 @@ WARREN_KERNEL(request)
 }
 """
 
-# Every byte of the request, plus the argument.
-ADD = """
+
+def of_each_byte(before, to, variables=""):
+    """A kernel that makes of every `byte` of a request what `to` says; `before` runs once, the byte is number `i` of
+    those from `at` on."""
+    return variables + """
 WARREN_KERNEL(request)
 {
-    u64 add = 0, at = request->offset, left = request->size;
-    warren_argument(0, &add);
+    %s
+    u64 at = request->offset, left = request->size;
     while (left) {
         const void *from;
         s64 got = warren_map(at, left, &from);
@@ -62,14 +65,20 @@ WARREN_KERNEL(request)
         u8 *to = warren_reserve(got);
         if (!to)
             return -WARREN_EFBIG;
-        for (s64 i = 0; i < got; i++)
-            to[i] = ((const u8 *)from)[i] + add;
+        for (s64 i = 0; i < got; i++) {
+            u8 byte = ((const u8 *)from)[i];
+            to[i] = %s;
+        }
         at += got;
         left -= got;
     }
     return 0;
 }
-"""
+""" % (before, to)
+
+
+# Every byte of the request, plus the argument.
+ADD = of_each_byte("u64 add = 0; warren_argument(0, &add);", "byte + add")
 
 # The sum of all bytes of the file as 8 bytes, wherever it is read.
 SUM = """

@@ -12,36 +12,17 @@ import time
 
 from harness import case, eventually, fails_with
 from e2e.kernels import (ADD, FAULTS, LOOPS, READ_EVENT, READ_STREAM, STRIDE, SUM, UPPER, WRITE_EVENT, attach,
-                         attached, forked, kernel, opened, punch_hole, read_all, registrations, stats, text_of)
+                         attached, forked, kernel, of_each_byte, opened, punch_hole, read_all, registrations, stats,
+                         text_of)
 
 # A constant in the code that makes each kernel another one.
 MAGIC = 0x5ad15ad1
 
 # Every byte of the request combined with bytes of its place in the file, of the kernel's own number, and of its
 # own variables: which would tell if two kernels shared any.
-SIGNED = """
-static u64 seen[64];
-WARREN_KERNEL(request)
-{
-    u64 own = %d, at = request->offset, left = request->size;
-    while (left) {
-        const void *from;
-        s64 got = warren_map(at, left, &from);
-        if (got <= 0)
-            return got;
-        u8 *to = warren_reserve(got);
-        if (!to)
-            return -WARREN_EFBIG;
-        for (s64 i = 0; i < got; i++) {
-            seen[(at + i) & 63] += own;
-            to[i] = ((const u8 *)from)[i] ^ (own >> (((at + i) & 3) * 8)) ^ (seen[(at + i) & 63] / own);
-        }
-        at += got;
-        left -= got;
-    }
-    return 0;
-}
-""" % MAGIC
+SIGNED = of_each_byte(f"u64 own = {MAGIC};",
+                      "(seen[(at + i) & 63] += own, byte ^ (own >> (((at + i) & 3) * 8)) ^ (seen[(at + i) & 63] / own))",
+                      "static u64 seen[64];")
 
 
 def signed(data, offset, own):

@@ -83,18 +83,11 @@ impl Store {
 
     /// Fills memory with what the runs say, from the device, all at the same time.
     pub(super) fn read_runs(&self, ino: Ino, runs: &mut [(Run, &mut [u8])]) -> Result<()> {
-        let outcome = match runs {
-            [] => return Ok(()),
-            [(run, out)] => self.device.read(run.lba, out),
-            _ => {
-                let mut reads: Vec<_> = runs
-                    .iter_mut()
-                    .map(|(run, out)| (run.lba, &mut **out))
-                    .collect();
-                self.device.read_all(&mut reads)
-            }
-        };
-        outcome.inspect_err(|error| {
+        let mut reads: Vec<_> = runs
+            .iter_mut()
+            .map(|(run, out)| (run.lba, &mut **out))
+            .collect();
+        self.device.read_all(&mut reads).inspect_err(|error| {
             let starts: Vec<_> = runs.iter().map(|(run, _)| run.start * BLOCK).collect();
             tracing::error!("inode {ino} bytes {starts:?}: {error}");
         })?;

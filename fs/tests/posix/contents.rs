@@ -1,7 +1,13 @@
 //! Reading and writing.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use warren_fs::types::Ino;
+use warren_fs::volume::Volume;
 use warren_fs::volume::types::{SetAttributes, Time};
+
+use zns_backend::{Clock, Profile, TimedDevice, ZonedDevice};
 
 use crate::common::*;
 
@@ -203,4 +209,45 @@ fn writers_of_disjoint_parts_of_a_block_do_not_lose_each_others_bytes() {
     for (at, &byte) in bytes[..8000].iter().enumerate() {
         assert_eq!(byte, (at % 80 / 20) as u8 + 10, "byte {at}");
     }
+}
+
+/// Time of the modelled device that reading the first `blocks` blocks takes, `at_once` of them in each
+/// request, after a mount.
+fn cold_read(device: &TimedDevice, f: Ino, blocks: u64, at_once: u64) -> Duration {
+    let v = Volume::open(Arc::new(device.clone()), &options()).unwrap();
+    let mut out = Vec::new();
+    // What the catalog has to be read for is not what is measured.
+    v.read(f, blocks * K, 1, &mut out).unwrap();
+    let before = device.elapsed();
+    for first in (0..blocks).step_by(at_once as usize) {
+        v.read(f, first * K, (at_once * K) as usize, &mut out)
+            .unwrap();
+        let expected = pattern(7, K as usize).repeat(at_once as usize);
+        assert!(out == expected, "block {first}");
+    }
+    device.elapsed() - before
+}
+
+#[test]
+fn what_lies_in_many_places_is_read_from_all_of_them_at_once() {
+    const BLOCKS: u64 = 64;
+    let device = TimedDevice::new(device(64), Profile::ZN540, Clock::Virtual);
+    let shared: Arc<dyn ZonedDevice> = Arc::new(device.clone());
+    let v = formatted(&shared);
+    let f = file(&v, "f");
+    write(&v, f, 0, &pattern(1, (BLOCKS + 1) as usize * K as usize));
+    // Every block at a place of its own, with another file's between them.
+    let other = file(&v, "other");
+    for i in 0..BLOCKS {
+        let block = i * 37 % BLOCKS;
+        write(&v, f, block * K, &pattern(7, K as usize));
+        write(&v, other, i * 50 * K, &pattern(2, 50 * K as usize));
+    }
+    v.close().unwrap();
+    let in_turn = cold_read(&device, f, BLOCKS, 1);
+    let together = cold_read(&device, f, BLOCKS, 16);
+    assert!(
+        4 * together < in_turn,
+        "{together:?} together, {in_turn:?} in turn"
+    );
 }

@@ -121,7 +121,9 @@ impl<T: FromZeros> Mapping<T> {
             )
         };
         let bytes: usize = areas.iter().map(|area| area.iov_len).sum();
-        self.refused.store(done < 0, Ordering::Relaxed);
+        if done < 0 {
+            self.refused.store(true, Ordering::Relaxed);
+        }
         usize::try_from(done) == Ok(bytes)
     }
 }

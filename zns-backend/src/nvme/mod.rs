@@ -90,21 +90,25 @@ impl ZonedDevice for NvmeDevice {
     }
 
     fn read(&self, lba: Lba, buf: &mut [u8]) -> Result<()> {
-        if self.namespace().takes_one_command(lba, buf.len()) {
-            return self.namespace().read(lba, buf);
-        }
         self.read_all(&mut [(lba, buf)])
     }
 
+    /// A single command is an ioctl, which takes less than the way through a ring.
     fn read_all(&self, reads: &mut [(Lba, &mut [u8])]) -> Result<()> {
-        if uring::is_available(self)
+        let namespace = self.namespace();
+        let is_one = match reads {
+            [(lba, buf)] => namespace.takes_one_command(*lba, buf.len()),
+            _ => reads.is_empty(),
+        };
+        if !is_one
+            && uring::is_available(self)
             && let Some(outcome) = uring::read_all(self, reads)
         {
             return outcome;
         }
         reads
             .iter_mut()
-            .try_for_each(|(lba, buf)| self.namespace().read(*lba, buf))
+            .try_for_each(|(lba, buf)| namespace.read(*lba, buf))
     }
 
     fn write(&self, lba: Lba, data: &[u8]) -> Result<()> {
