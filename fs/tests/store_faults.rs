@@ -124,8 +124,8 @@ fn zones_of_an_aborted_transaction_are_not_reset_while_the_log_runs_through_them
     let device = device(24, 256);
     let store = formatted(&device, false);
     put(&store, 7, 0, b"before").unwrap();
-    // Dead data that a view keeps from being collected, until three zones are left to write to.
-    let view = store.view();
+    // Dead data that is kept from being collected, until three zones are left to write to.
+    let kept = store.pinned_view();
     while store.stats().groups["collector"]["free_zones"] > 8 {
         write(&store, 100, 0, 1, 250).unwrap();
     }
@@ -134,7 +134,7 @@ fn zones_of_an_aborted_transaction_are_not_reset_while_the_log_runs_through_them
     let failed = txn.write_blocks(Ino(50), 0, &blocks(2, 2_000));
     assert!(matches!(failed, Err(Error::NoSpace)), "{failed:?}");
     drop(txn);
-    drop(view);
+    drop(kept);
     store.sync(store.position()).unwrap();
     store.collect(1).unwrap();
     // The log goes on behind the chunks of the transaction that failed.

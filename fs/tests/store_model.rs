@@ -162,11 +162,16 @@ fn run(seed: u64, steps: usize, options: &StoreOptions) {
             5 => {
                 let view = store.view();
                 let before = model.clone();
-                for _ in 0..10 {
-                    transaction(&mut rng, &store, &mut model, &mut tag);
-                }
-                store.checkpoint().unwrap();
-                store.collect(2).unwrap();
+                // On another thread: one that has a view begins no transaction.
+                std::thread::scope(|scope| {
+                    scope.spawn(|| {
+                        for _ in 0..10 {
+                            transaction(&mut rng, &store, &mut model, &mut tag);
+                        }
+                        store.checkpoint().unwrap();
+                        store.collect(2).unwrap();
+                    });
+                });
                 compare(&view, &before);
             }
             _ => {}

@@ -12,6 +12,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 use std::thread;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -23,6 +24,8 @@ use crate::volume::Volume;
 
 /// Longest request, in bytes.
 const REQUEST_LEN_MAX: u64 = 4096;
+/// How long after a connection that could not be served the next is looked for.
+const RETRY: Duration = Duration::from_millis(100);
 
 /// What can be asked of a mount.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -143,6 +146,8 @@ fn accept(listener: &UnixListener, mount: &Arc<Mutex<Served>>) {
         });
         if let Err(error) = spawned {
             tracing::warn!("control connection: {error}");
+            // Out of descriptors or threads: whoever waits is still there to be accepted.
+            thread::sleep(RETRY);
         }
     }
 }

@@ -9,7 +9,7 @@ use std::ops::ControlFlow;
 use parking_lot::RwLockWriteGuard;
 
 use super::extent::footprint;
-use super::view::scan_tree;
+use super::view::{self, scan_tree};
 use super::{Counters, Head, IN_FLIGHT_MAX, Records, Reserve, Store, Value};
 use crate::catalog::{Key, Kind};
 use crate::error::{Error, Result};
@@ -42,6 +42,7 @@ impl Store {
     /// # Errors
     /// `ReadOnly`; device errors of a collection that was needed.
     pub fn begin(&self) -> Result<Txn<'_>> {
+        debug_assert!(!view::is_held(), "a transaction begun under a view");
         self.check_writable()?;
         if self.writer.wait_below(IN_FLIGHT_MAX).is_err() {
             self.latch("moving failed writes", self.relocate_failed())?;

@@ -1,6 +1,8 @@
 //! Consistent versions of the map, and the pins that keep what they refer to.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
+use std::marker::PhantomData;
 use std::ops::ControlFlow;
 
 use parking_lot::Mutex;
@@ -81,15 +83,26 @@ fn within(counts: &Counts, from: u64, before: u64) -> bool {
     from < before && counts.range(from..before).next().is_some()
 }
 
+thread_local! {
+    /// How many views the thread has. Counted in builds with debug assertions only.
+    static HELD: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Whether this thread has a view; builds without debug assertions do not know of any.
+pub(super) fn is_held() -> bool {
+    HELD.get() > 0
+}
+
 /// A consistent version of the map that stays as it is; reading it takes no lock, and what it
 /// refers to is kept on the device until it is dropped. Cheap: one reference count.
 ///
-/// A thread drops its views before it begins a transaction: what a view pins cannot be collected
-/// for the transaction.
+/// A thread drops its views before it begins a transaction, which debug assertions enforce: what a view
+/// pins cannot be collected for the transaction. That is why it stays on its thread.
 pub struct View<'a> {
     pub(super) store: &'a Store,
     tree: Tree,
     version: u64,
+    of_this_thread: PhantomData<*const ()>,
 }
 
 impl Store {
@@ -102,10 +115,14 @@ impl Store {
     /// The version in `head`, for a caller that has it.
     pub(super) fn view_of(&self, head: &Head) -> View<'_> {
         self.pins.add(head.version);
+        if cfg!(debug_assertions) {
+            HELD.set(HELD.get() + 1);
+        }
         View {
             store: self,
             tree: head.tree.clone(),
             version: head.version,
+            of_this_thread: PhantomData,
         }
     }
 }
@@ -113,6 +130,9 @@ impl Store {
 impl Drop for View<'_> {
     fn drop(&mut self) {
         self.store.pins.remove(self.version);
+        if cfg!(debug_assertions) {
+            HELD.set(HELD.get() - 1);
+        }
     }
 }
 
