@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 
 use super::checkpoint::LOG_BLOCKS_MAX;
-use super::{Head, Store};
+use super::{Head, Reserve, Store};
 use crate::error::Result;
 use crate::format::chunk::{CHUNK_BLOCKS, Class};
 
@@ -151,9 +151,9 @@ impl Store {
             return false;
         }
         let head = self.head.read();
-        let hot = head.zones.open_zones(Class::Hot);
-        let room: u64 = hot.iter().map(|zone| head.zones.remaining(*zone)).sum();
-        head.zones.free_count() <= self.limits.keep_zones && room < 2 * CHUNK_BLOCKS
+        let room = head.zones.room(Class::Hot);
+        let (free, keep) = (head.zones.free_count(), self.limits.keep_zones);
+        free < keep || (free == keep && room < 2 * CHUNK_BLOCKS)
     }
 
     /// Notes whether a collection gained anything.
@@ -183,13 +183,9 @@ impl Store {
                 self.checkpoint_locked()?;
             }
         }
-        let short = || {
-            pressure.free_zones.load(Ordering::Relaxed) <= self.limits.low_zones
-                && (!self.collecting_is_futile() || self.is_stuck())
-        };
-        if short() {
+        if self.collecting_helps() {
             let _one_at_a_time = self.maintenance.lock();
-            while short() {
+            while self.collecting_helps() {
                 self.collect_locked(1)?;
             }
         }
@@ -197,6 +193,19 @@ impl Store {
             self.wait_for_views()?;
         }
         Ok(())
+    }
+
+    /// Whether free zones are short and a collection may gain some.
+    fn collecting_helps(&self) -> bool {
+        self.background.pressure.free_zones.load(Ordering::Relaxed) <= self.limits.low_zones
+            && (!self.collecting_is_futile() || self.is_stuck())
+    }
+
+    /// For a transaction that was not admitted: waits for the collection that is under way, if one is, and
+    /// says whether there is a point in trying again.
+    pub(super) fn may_be_admitted(&self) -> bool {
+        let _one_at_a_time = self.maintenance.lock();
+        self.admit(&self.head.read(), Reserve::Kept).is_ok() || self.collecting_helps()
     }
 
     /// Zones that are empty and cannot be reset because somebody still reads an older version come

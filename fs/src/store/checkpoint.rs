@@ -220,10 +220,14 @@ impl Store {
         let version = head.version;
         let zone = match head.zones.open_zones(class).first() {
             Some(zone) => *zone,
-            None => head
-                .zones
-                .take_free(class, 0, version)
-                .ok_or(Error::NoSpace)?,
+            None => {
+                let keep = match class {
+                    Class::Node => 0,
+                    Class::Hot | Class::Cold => self.checkpoint_zones(&head),
+                };
+                let free = head.zones.take_free(class, keep, version);
+                free.ok_or(Error::NoSpace)?
+            }
         };
         let start = head.zones.next_lba(zone);
         let limit = head.zones.remaining(zone).min(CHUNK_BLOCKS);

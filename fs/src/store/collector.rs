@@ -10,11 +10,11 @@ use std::ops::ControlFlow;
 use super::extent::{Backing, Extent, for_each_extent};
 use super::open_chunk::OpenChunk;
 use super::scan::{FoundChunk, read_chunk};
-use super::{Counters, Store, Txn};
+use super::{Counters, Head, Store, Txn};
 use crate::checksum;
 use crate::error::{Error, Result};
 use crate::format::checkpoint::ZoneUse;
-use crate::format::chunk::{Class, Payload};
+use crate::format::chunk::{CHUNK_BLOCKS, Class, Payload};
 use crate::types::{BLOCK_SIZE, Ino, Lba, ZoneId};
 
 /// Victims collected under one checkpoint at most.
@@ -23,6 +23,9 @@ const BATCH_MAX: usize = 8;
 const ATTEMPTS: usize = 4;
 /// Moved runs mapped in one transaction.
 const MOVES_PER_TRANSACTION: usize = 64;
+
+/// Free zones that the copies of one batch take at most.
+const ZONES_OF_COPIES_MAX: usize = 4;
 
 /// A collection that gains less than this part of a zone was futile.
 const GAIN_MIN_PART: u64 = 16;
@@ -77,10 +80,17 @@ impl Store {
 
     /// As [`Store::collect`], for a caller that holds the maintenance lock.
     pub(super) fn collect_locked(&self, goal: usize) -> Result<usize> {
+        self.head.write().collecting = true;
+        let outcome = self.collect_victims(goal);
+        self.head.write().collecting = false;
+        outcome
+    }
+
+    fn collect_victims(&self, goal: usize) -> Result<usize> {
         let unwritten = || self.head.read().zones.unwritten();
         let before = unwritten();
         let mut freed = self.reclaim()?;
-        if freed < goal && self.has_empty_zones() {
+        if freed < goal && (self.has_empty_zones() || self.has_many_nodes()) {
             self.checkpoint_locked()?;
             freed += self.reclaim()?;
         }
@@ -97,7 +107,7 @@ impl Store {
             let retired =
                 |zone: &ZoneId| self.head.read().zones.get(*zone).usage == ZoneUse::Retired;
             batch.retain(|zone| !retired(zone));
-            let mut failed = false;
+            let (mut failed, mut full) = (false, false);
             for zone in &batch {
                 // A victim that cannot be read, or a zone that does not take the copies: others may
                 // do. What was not moved stays where it is.
@@ -106,16 +116,20 @@ impl Store {
                         tracing::error!("collecting zone {zone}: {error}");
                         failed = true;
                     }
+                    Err(Error::NoSpace) => {
+                        full = true;
+                        break;
+                    }
                     other => other?,
                 }
             }
             tried.extend(&batch);
             self.checkpoint_locked()?;
             let reset = self.reclaim()?;
-            if reset == 0 && !failed {
+            freed += reset;
+            if full || (reset == 0 && !failed) {
                 break;
             }
-            freed += reset;
         }
         // Zones that were reset are no gain if as much was written to move what they held.
         let least = self.device.geometry().zone_capacity / GAIN_MIN_PART;
@@ -129,13 +143,32 @@ impl Store {
         !head.reclaimable(head.version, read).is_empty()
     }
 
-    /// Victims whose live blocks fit the free zones with some to spare. At least one zone's worth
-    /// is gained per batch, so a batch of fuller zones is larger.
+    fn has_many_nodes(&self) -> bool {
+        self.head.read().tree.dirty_nodes() >= self.limits.dirty_nodes
+    }
+
+    /// Blocks that can be copied while there are zones for the transactions that map the copies and for the
+    /// checkpoint afterwards.
+    fn room_for_copies(&self, head: &Head) -> u64 {
+        let mapping = usize::from(head.zones.room(Class::Hot) < CHUNK_BLOCKS);
+        let others = self.checkpoint_zones(head) + mapping;
+        let free = head
+            .zones
+            .free_count()
+            .saturating_sub(others)
+            .min(ZONES_OF_COPIES_MAX);
+        let blocks =
+            head.zones.room(Class::Cold) + free as u64 * self.device.geometry().zone_capacity;
+        blocks - blocks.div_ceil(CHUNK_BLOCKS)
+    }
+
+    /// Victims whose live blocks fit what is left to write. At least one zone's worth is gained per batch, so
+    /// a batch of fuller zones is larger.
     fn pick_victims(&self, goal: usize, tried: &[ZoneId]) -> Vec<ZoneId> {
         let head = self.head.read();
         let capacity = self.device.geometry().zone_capacity;
         let free = head.zones.free_count();
-        let budget = (free.saturating_sub(2) as u64).clamp(1, 4) * capacity;
+        let budget = self.room_for_copies(&head);
         let greedy = free <= self.limits.low_zones;
         let kept = self.pins.newest_kept();
         let staging: Vec<ZoneId> = head.staging_zones().into_iter().collect();
@@ -147,7 +180,7 @@ impl Store {
                 break;
             };
             let zone_live = head.zones.get(zone).live;
-            if live + zone_live > budget && !batch.is_empty() {
+            if live + zone_live > budget {
                 break;
             }
             live += zone_live;
@@ -398,6 +431,9 @@ impl Relocation<'_> {
                 Counters::add(&self.store.counters.blocks_moved, moved);
             }
             txn.commit()?;
+            if self.store.has_many_nodes() {
+                self.store.checkpoint_locked()?;
+            }
         }
         Ok(())
     }

@@ -170,13 +170,16 @@ struct Head {
     ghosts: Vec<Ghost>,
     /// Blocks in the log that no record maps yet.
     staged: Staged,
+    /// Whether a collection is under way.
+    collecting: bool,
 }
 
-/// Whether a hot chunk may take the last free zones, which are the collector's and the checkpoints'.
+/// Whether a transaction may use the last free zones, which are the collector's and the checkpoints'.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Reserve {
+    /// It takes none of them, nor what is left of one that the collector took.
     Kept,
-    /// One of them, where no hot zone is open.
+    /// One of them, where no hot zone is open; but none that a checkpoint may need.
     Used,
 }
 
@@ -416,6 +419,31 @@ impl Store {
         }
     }
 
+    /// Free zones that a checkpoint of all resident nodes takes at most. Nothing else may: without one,
+    /// zones that have become empty cannot be reset, nor the filesystem be mounted after a crash.
+    fn checkpoint_zones(&self, head: &Head) -> usize {
+        let capacity = self.device.geometry().zone_capacity;
+        let nodes = capacity - capacity.div_ceil(CHUNK_BLOCKS);
+        head.tree.dirty_nodes() / nodes as usize + 1
+    }
+
+    /// Whether a transaction may add to the log. While the reserve is in use and versions are kept, so that
+    /// what is dead need not be free, one that keeps off the reserve may not: it would fill what the collector has
+    /// left to free zones with. A collection under way gives back what it takes; meanwhile transactions
+    /// fill zones that are open, as long as the collection has room there too.
+    fn admit(&self, head: &Head, reserve: Reserve) -> Result<()> {
+        let enough = head.zones.free_count() >= self.limits.keep_zones;
+        let lent = || {
+            let half = self.device.geometry().zone_capacity / 2;
+            head.collecting && head.zones.room(Class::Hot) >= half
+        };
+        let kept = || self.pins.newest_kept().is_some();
+        match reserve {
+            Reserve::Kept if !enough && !lent() && kept() => Err(Error::NoSpace),
+            _ => Ok(()),
+        }
+    }
+
     /// Passes an error on and latches read-only: for steps after which memory and device would
     /// part ways.
     fn latch<T>(&self, what: &str, result: Result<T>) -> Result<T> {
@@ -490,7 +518,7 @@ impl Store {
     fn pick_hot_zone(&self, head: &mut Head, reserve: Reserve) -> Result<ZoneId> {
         let open = head.zones.open_zones(Class::Hot);
         let keep = match reserve {
-            Reserve::Used if open.is_empty() => 0,
+            Reserve::Used if open.is_empty() => self.checkpoint_zones(head),
             _ => self.limits.keep_zones,
         };
         let idle = |zone: &ZoneId| self.writer.is_idle(*zone);

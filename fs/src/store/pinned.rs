@@ -112,6 +112,7 @@ impl PinnedView {
         store.check_writable()?;
         let lba = {
             let mut head = store.head.write();
+            store.admit(&head, Reserve::Kept)?;
             let chunk = store.open_chunk(&mut head, 1, 0, Reserve::Kept)?;
             let lba = chunk.push_data(ino, 0, block, &[checksum::crc32c(block)]);
             let zone = chunk.zone;

@@ -104,6 +104,7 @@ impl Store {
             relocations: 0,
             ghosts: Vec::new(),
             staged: Staged::default(),
+            collecting: false,
         };
         let anchors = Anchors::format(Arc::clone(device), superblock)?;
         let store = Store::assemble(
@@ -159,6 +160,7 @@ impl Store {
             relocations: 0,
             ghosts: Vec::new(),
             staged: Staged::default(),
+            collecting: false,
         };
         let clean = checkpoint.clean && log.newest == 0;
         let mut store = Store::assemble(

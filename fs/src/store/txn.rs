@@ -40,15 +40,21 @@ impl Store {
     /// Starts a transaction, waiting for its turn and for space to be collected if that is short.
     ///
     /// # Errors
-    /// `ReadOnly`; device errors of a collection that was needed.
+    /// `ReadOnly`; `NoSpace` when nothing more can be collected; device errors of a collection that was
+    /// needed.
     pub fn begin(&self) -> Result<Txn<'_>> {
         debug_assert!(!view::is_held(), "a transaction begun under a view");
         self.check_writable()?;
         if self.writer.wait_below(IN_FLIGHT_MAX).is_err() {
             self.latch("moving failed writes", self.relocate_failed())?;
         }
-        self.make_room()?;
-        self.begin_at_once(Reserve::Kept)
+        loop {
+            self.make_room()?;
+            match self.begin_at_once(Reserve::Kept) {
+                Err(Error::NoSpace) if self.may_be_admitted() => {}
+                outcome => return outcome,
+            }
+        }
     }
 
     /// Starts a transaction of the collector, which frees space and so cannot wait for some.
@@ -59,6 +65,7 @@ impl Store {
     fn begin_at_once(&self, reserve: Reserve) -> Result<Txn<'_>> {
         let head = self.head.write();
         self.check_writable()?;
+        self.admit(&head, reserve)?;
         Ok(Txn {
             store: self,
             first_chunk: head.next_sequence,

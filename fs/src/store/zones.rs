@@ -133,6 +133,12 @@ impl ZoneTable {
         self.free.len() as u64 * capacity + partly
     }
 
+    /// Blocks left in the open zones of a class.
+    pub(super) fn room(&self, class: Class) -> u64 {
+        let open = self.open_zones(class).into_iter();
+        open.map(|zone| self.remaining(zone)).sum()
+    }
+
     pub(super) fn free_count(&self) -> usize {
         self.free.len()
     }
