@@ -1,5 +1,5 @@
-//! Versions that are kept while the device fills up: what they refer to cannot be collected, so space runs out
-//! long before the filesystem is full. Writers are refused then and nobody else: what is acknowledged stays,
+//! Versions that are kept, and blocks that are staged, while the device fills up: what they refer to cannot be
+//! collected, nor what lies beside it, so space runs out long before the filesystem is full. Writers are refused then and nobody else: what is acknowledged stays,
 //! the filesystem can be mounted again at any moment, and goes on when the versions are let go.
 
 use std::ops::ControlFlow;
@@ -9,6 +9,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use warren_fs::catalog::{Key, Kind};
 use warren_fs::store::extent::{Backing, for_each_extent};
+use warren_fs::store::staged::Stage;
 use warren_fs::store::{FormatOptions, PinnedView, Records, Store, StoreOptions};
 use warren_fs::types::{BLOCK_SIZE, Ino};
 use warren_fs::{Error, Result};
@@ -158,8 +159,12 @@ fn run(seed: u64, steps: u64) {
                 next.attributes[from..from + 20].fill(1 + step % 250);
                 set(&store, from as u64, 20, 1 + step % 250)
             }
-            _ => match rng.random_range(0..3) {
+            _ => match rng.random_range(0..5) {
                 0 => store.checkpoint(),
+                3 | 4 => {
+                    let stage = Stage(rng.random_range(0..2));
+                    store.stage(stage, Ino(100 + file), first, &block(step))
+                }
                 1 => store.collect(2).map(drop),
                 _ => store.sync(store.position()),
             },
@@ -174,7 +179,8 @@ fn run(seed: u64, steps: u64) {
         match rng.random_range(0..200) {
             0 | 1 if kept.len() < 3 => kept.push((store.pinned_view(), model.clone())),
             2 | 3 if !kept.is_empty() => drop(kept.remove(rng.random_range(0..kept.len()))),
-            4 => {
+            4 | 5 => drop(store.unstage(Stage(rng.random_range(0..2)), 0, u64::MAX)),
+            6 => {
                 // The process dies, and versions with it.
                 store.sync(store.position()).unwrap();
                 kept.clear();
@@ -194,6 +200,9 @@ fn run(seed: u64, steps: u64) {
     assert!(least >= 1, "no zone left for a checkpoint");
     compare(&store, &model);
     drop(kept);
+    for stage in 0..2 {
+        store.unstage(Stage(stage), 0, u64::MAX);
+    }
     for file in 0..FILES {
         overwrite(&store, file, 0, length, 7).unwrap();
         model.blocks[file as usize].fill(7);
@@ -205,7 +214,7 @@ fn run(seed: u64, steps: u64) {
 }
 
 #[test]
-fn with_versions_kept_writers_are_refused_and_nothing_else_is() {
+fn with_versions_kept_and_blocks_staged_writers_are_refused_and_nothing_else_is() {
     for seed in 0..8 {
         run(seed, 2_000);
     }

@@ -427,8 +427,8 @@ impl Store {
         head.tree.dirty_nodes() / nodes as usize + 1
     }
 
-    /// Whether a transaction may add to the log. While the reserve is in use and versions are kept, so that
-    /// what is dead need not be free, one that keeps off the reserve may not: it would fill what the collector has
+    /// Whether a transaction may add to the log. While the reserve is in use and versions are kept or blocks
+    /// staged, so that what is dead cannot be freed, one that keeps off the reserve may not: it would fill what the collector has
     /// left to free zones with. A collection under way gives back what it takes; meanwhile transactions
     /// fill zones that are open, as long as the collection has room there too.
     fn admit(&self, head: &Head, reserve: Reserve) -> Result<()> {
@@ -437,9 +437,9 @@ impl Store {
             let half = self.device.geometry().zone_capacity / 2;
             head.collecting && head.zones.room(Class::Hot) >= half
         };
-        let kept = || self.pins.newest_kept().is_some();
+        let held = || self.pins.newest_kept().is_some() || head.staged.blocks() > 0;
         match reserve {
-            Reserve::Kept if !enough && !lent() && kept() => Err(Error::NoSpace),
+            Reserve::Kept if !enough && !lent() && held() => Err(Error::NoSpace),
             _ => Ok(()),
         }
     }
