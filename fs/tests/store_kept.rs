@@ -4,6 +4,8 @@
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -218,4 +220,32 @@ fn with_versions_kept_and_blocks_staged_writers_are_refused_and_nothing_else_is(
     for seed in 0..8 {
         run(seed, 2_000);
     }
+}
+
+/// Reads of other threads hold versions too, for a moment: who must wait for them waits, and is not refused.
+#[test]
+fn reads_under_way_refuse_nobody() {
+    const ROUNDS: u64 = 1_500;
+    let device = device(24, 256);
+    Store::format(&device, &FormatOptions::default()).unwrap();
+    let store = opened(&device);
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    let view = store.view();
+                    std::thread::sleep(Duration::from_millis(2));
+                    view.read_blocks(Ino(100), 0, &mut [0; BLOCK_SIZE]).unwrap();
+                }
+            });
+        }
+        // Ten times what the device holds.
+        let outcome = (1..=ROUNDS).try_for_each(|round| {
+            let first = round * 37 % 200 / 40 * 40;
+            overwrite(&store, round % FILES, first, 40, round)
+        });
+        done.store(true, Ordering::Relaxed);
+        assert!(outcome.is_ok(), "{outcome:?}");
+    });
 }

@@ -203,9 +203,14 @@ impl Store {
 
     /// For a transaction that was not admitted: waits for the collection that is under way, if one is, and
     /// says whether there is a point in trying again.
-    pub(super) fn may_be_admitted(&self) -> bool {
+    ///
+    /// # Errors
+    /// Device errors.
+    pub(super) fn may_be_admitted(&self) -> Result<bool> {
         let _one_at_a_time = self.maintenance.lock();
-        self.admit(&self.head.read(), Reserve::Kept).is_ok() || self.collecting_helps()
+        self.reclaim()?;
+        let admitted = self.admit(&self.head.read(), Reserve::Kept).is_ok();
+        Ok(admitted || self.collecting_helps())
     }
 
     /// Zones that are empty and cannot be reset because somebody still reads an older version come

@@ -427,8 +427,8 @@ impl Store {
         head.tree.dirty_nodes() / nodes as usize + 1
     }
 
-    /// Whether a transaction may add to the log. While the reserve is in use and versions are kept or blocks
-    /// staged, so that what is dead cannot be freed, one that keeps off the reserve may not: it would fill what the collector has
+    /// Whether a transaction may add to the log. While the reserve is in use and versions are kept, blocks
+    /// staged or zones read that are empty, so that what is dead cannot be freed, one that keeps off the reserve may not: it would fill what the collector has
     /// left to free zones with. A collection under way gives back what it takes; meanwhile transactions
     /// fill zones that are open, as long as the collection has room there too.
     fn admit(&self, head: &Head, reserve: Reserve) -> Result<()> {
@@ -437,7 +437,11 @@ impl Store {
             let half = self.device.geometry().zone_capacity / 2;
             head.collecting && head.zones.room(Class::Hot) >= half
         };
-        let held = || self.pins.newest_kept().is_some() || head.staged.blocks() > 0;
+        let blocked = || head.reclaimable(head.durable.version, |_, _| false);
+        let held = || {
+            let stays = self.pins.newest_kept().is_some() || head.staged.blocks() > 0;
+            stays || !blocked().is_empty()
+        };
         match reserve {
             Reserve::Kept if !enough && !lent() && held() => Err(Error::NoSpace),
             _ => Ok(()),

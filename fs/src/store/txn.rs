@@ -51,7 +51,7 @@ impl Store {
         loop {
             self.make_room()?;
             match self.begin_at_once(Reserve::Kept) {
-                Err(Error::NoSpace) if self.may_be_admitted() => {}
+                Err(Error::NoSpace) if self.may_be_admitted()? => {}
                 outcome => return outcome,
             }
         }
