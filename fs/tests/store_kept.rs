@@ -73,6 +73,7 @@ fn attribute(at: u64) -> Key {
 
 fn set(store: &Store, from: u64, count: u64, tag: u64) -> Result<()> {
     let mut txn = store.begin()?;
+    txn.claim_space(4)?;
     for at in from..from + count {
         txn.put(attribute(at), &[tag as u8; 800])?;
     }
@@ -154,7 +155,9 @@ fn run(seed: u64, steps: u64) {
             }
             6 => {
                 next.blocks[file as usize][range].fill(0);
-                punch(&store, file, first, count)
+                let freed = punch(&store, file, first, count);
+                assert!(freed.is_ok(), "step {step}: {freed:?}");
+                freed
             }
             7..9 => {
                 let from = rng.random_range(0..580);

@@ -427,25 +427,40 @@ impl Store {
         head.tree.dirty_nodes() / nodes as usize + 1
     }
 
-    /// Whether a transaction may add to the log. While the reserve is in use and versions are kept, blocks
-    /// staged or zones read that are empty, so that what is dead cannot be freed, one that keeps off the reserve may not: it would fill what the collector has
-    /// left to free zones with. A collection under way gives back what it takes; meanwhile transactions
-    /// fill zones that are open, as long as the collection has room there too.
+    /// Whether a transaction may add to the log. While the reserve is in use and what is dead cannot be
+    /// freed, since versions are kept, blocks staged, or empty zones read, one that keeps off the reserve may
+    /// only do so as long as half a zone is left that is open: that is what the collector has to free zones with.
     fn admit(&self, head: &Head, reserve: Reserve) -> Result<()> {
-        let enough = head.zones.free_count() >= self.limits.keep_zones;
-        let lent = || {
-            let half = self.device.geometry().zone_capacity / 2;
-            head.collecting && head.zones.room(Class::Hot) >= half
+        let half = self.device.geometry().zone_capacity / 2;
+        let spared = || {
+            head.zones.free_count() >= self.limits.keep_zones || head.zones.room(Class::Hot) >= half
         };
-        let blocked = || head.reclaimable(head.durable.version, |_, _| false);
         let held = || {
-            let stays = self.pins.newest_kept().is_some() || head.staged.blocks() > 0;
-            stays || !blocked().is_empty()
+            let empty = || head.reclaimable(head.durable.version, |_, _| false);
+            self.holds_dead_blocks(head) || !empty().is_empty()
         };
         match reserve {
-            Reserve::Kept if !enough && !lent() && held() => Err(Error::NoSpace),
+            Reserve::Kept if !spared() && held() => Err(Error::NoSpace),
             _ => Ok(()),
         }
+    }
+
+    /// Whether a transaction that was admitted may add what takes space. Where dead blocks stay that stops
+    /// a zone before the reserve, so that there is room to unlink and truncate. A collection under way gives
+    /// back what it takes: meanwhile there are the zones that are open.
+    fn admit_growth(&self, head: &Head) -> Result<()> {
+        let whole = self.device.geometry().zone_capacity;
+        let spared = head.zones.free_count() > self.limits.keep_zones
+            || (head.collecting && head.zones.room(Class::Hot) >= whole);
+        match spared || !self.holds_dead_blocks(head) {
+            true => Ok(()),
+            false => Err(Error::NoSpace),
+        }
+    }
+
+    /// Whether what is dead may stay for as long as somebody likes.
+    fn holds_dead_blocks(&self, head: &Head) -> bool {
+        self.pins.newest_kept().is_some() || head.staged.blocks() > 0
     }
 
     /// Passes an error on and latches read-only: for steps after which memory and device would

@@ -222,6 +222,9 @@ impl Txn<'_> {
     /// # Errors
     /// `NoSpace`.
     pub fn claim_space(&mut self, blocks: u64) -> Result<()> {
+        if self.reserve == Reserve::Kept {
+            self.store.admit_growth(self.head())?;
+        }
         if blocks > 0 && self.head().used() + blocks > self.head().usable(&self.store.limits) {
             return Err(Error::NoSpace);
         }
