@@ -30,6 +30,7 @@ mod open_chunk;
 mod pinned;
 mod recovery;
 mod relocate;
+mod reserve;
 mod scan;
 pub mod staged;
 mod status;
@@ -59,6 +60,7 @@ pub use commit::{Completion, Lead};
 use open_chunk::{OpenChunk, Sealed};
 pub use pinned::PinnedView;
 use relocate::Ghost;
+use reserve::Reserve;
 use staged::Staged;
 pub use txn::Txn;
 use view::Pins;
@@ -172,15 +174,6 @@ struct Head {
     staged: Staged,
     /// Whether a collection is under way.
     collecting: bool,
-}
-
-/// Whether a transaction may use the last free zones, which are the collector's and the checkpoints'.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Reserve {
-    /// It takes none of them, nor what is left of one that the collector took.
-    Kept,
-    /// One of them, where no hot zone is open; but none that a checkpoint may need.
-    Used,
 }
 
 /// What a checkpoint contains.
@@ -417,50 +410,6 @@ impl Store {
         } else {
             Ok(())
         }
-    }
-
-    /// Free zones that a checkpoint of all resident nodes takes at most. Nothing else may: without one,
-    /// zones that have become empty cannot be reset, nor the filesystem be mounted after a crash.
-    fn checkpoint_zones(&self, head: &Head) -> usize {
-        let capacity = self.device.geometry().zone_capacity;
-        let nodes = capacity - capacity.div_ceil(CHUNK_BLOCKS);
-        head.tree.dirty_nodes() / nodes as usize + 1
-    }
-
-    /// Whether a transaction may add to the log. While the reserve is in use and what is dead cannot be
-    /// freed, since versions are kept, blocks staged, or empty zones read, one that keeps off the reserve may
-    /// only do so as long as half a zone is left that is open: that is what the collector has to free zones with.
-    fn admit(&self, head: &Head, reserve: Reserve) -> Result<()> {
-        let half = self.device.geometry().zone_capacity / 2;
-        let spared = || {
-            head.zones.free_count() >= self.limits.keep_zones || head.zones.room(Class::Hot) >= half
-        };
-        let held = || {
-            let empty = || head.reclaimable(head.durable.version, |_, _| false);
-            self.holds_dead_blocks(head) || !empty().is_empty()
-        };
-        match reserve {
-            Reserve::Kept if !spared() && held() => Err(Error::NoSpace),
-            _ => Ok(()),
-        }
-    }
-
-    /// Whether a transaction that was admitted may add what takes space. Where dead blocks stay that stops
-    /// a zone before the reserve, so that there is room to unlink and truncate. A collection under way gives
-    /// back what it takes: meanwhile there are the zones that are open.
-    fn admit_growth(&self, head: &Head) -> Result<()> {
-        let whole = self.device.geometry().zone_capacity;
-        let spared = head.zones.free_count() > self.limits.keep_zones
-            || (head.collecting && head.zones.room(Class::Hot) >= whole);
-        match spared || !self.holds_dead_blocks(head) {
-            true => Ok(()),
-            false => Err(Error::NoSpace),
-        }
-    }
-
-    /// Whether what is dead may stay for as long as somebody likes.
-    fn holds_dead_blocks(&self, head: &Head) -> bool {
-        self.pins.newest_kept().is_some() || head.staged.blocks() > 0
     }
 
     /// Passes an error on and latches read-only: for steps after which memory and device would
