@@ -6,17 +6,18 @@
 //! *Dirty pages.* Linux lets the dirty pages of a FUSE mount be one percent of what may be dirty in all,
 //! and makes writers wait beyond half of that. On a machine with little memory that is less than a few
 //! requests: writers sleep while the daemon has nothing to do, and pages that are written again soon
-//! are sent each time. So the part is raised to what [`DIRTY_BYTES`] is of the whole, and never lowered.
+//! are sent each time. There the part is raised to what [`DIRTY_BYTES`] is of the whole. Where it is
+//! [`ENOUGH_BYTES`] or more it stays: more gains nothing for streams, whose writing begins later then.
 
 use std::fs;
 use std::path::Path;
 
 use super::mountinfo::DeviceNumber;
 
-/// Dirty pages, in bytes, that a mount may have at least if the system may have as many.
+/// Dirty pages, in bytes, that a mount may have on a small machine, if the system may have as many.
 const DIRTY_BYTES: u64 = 64 << 20;
-/// The part that Linux gives a FUSE mount, in percent.
-const DEFAULT_PERCENT: u64 = 1;
+/// Dirty pages that are enough.
+const ENOUGH_BYTES: u64 = 32 << 20;
 
 /// Sets what the page cache may do for the mount with this device number; `writeback`: there may be
 /// dirty pages.
@@ -36,10 +37,10 @@ fn write(device: DeviceNumber, setting: &str, value: u64) {
     }
 }
 
-/// Percent of `total` bytes that a mount should have, if that is more than it has.
+/// Percent of `total` bytes that a mount should have, if one is not enough.
 fn raised(total: u64) -> Option<u64> {
     let percent = (DIRTY_BYTES * 100).div_ceil(total.max(1)).min(100);
-    (percent > DEFAULT_PERCENT).then_some(percent)
+    (total / 100 < ENOUGH_BYTES).then_some(percent)
 }
 
 /// Bytes that may be dirty in all (`Documentation/admin-guide/sysctl/vm.rst`).
@@ -76,7 +77,8 @@ mod tests {
         assert_eq!(raised(320 << 20), Some(20));
         assert_eq!(raised(32 << 20), Some(100), "no more than there is");
         assert_eq!(raised(0), Some(100));
-        assert_eq!(raised(64 << 30), None);
+        assert_eq!(raised(3 << 30), Some(3));
+        assert_eq!(raised(4 << 30), None);
     }
 
     #[test]
