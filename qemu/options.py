@@ -21,6 +21,7 @@ def add(parser):
                          help="one more namespace: zones, zone-size, zone-capacity, max-open, max-active, block-size; "
                               "conventional=1: of that size and without zones")
     machine.add_argument("--memory", default="2G", metavar="SIZE", help="[2G]")
+    machine.add_argument("--prealloc", action="store_true", help="take all memory from the host before the guest starts")
     machine.add_argument("--mdts", type=int, default=7, metavar="N", help="largest transfer: 4 KiB << N [7]")
     machine.add_argument("--zasl", type=int, default=0, metavar="N", help="largest append: 4 KiB << N [as transfers]")
     machine.add_argument("--module", action="append", default=[], metavar="NAME", help="one more kernel module")
@@ -48,4 +49,4 @@ def machine(arguments):
     return guest.Machine(
         namespaces=[first, *map(guest.Namespace.parse, arguments.namespace)], files=files,
         modules=tuple(arguments.module), memory=arguments.memory, mdts=arguments.mdts, zasl=arguments.zasl,
-        share=arguments.share, host_root=arguments.host_root, iommu=arguments.iommu, log=arguments.log)
+        share=arguments.share, host_root=arguments.host_root, prealloc=arguments.prealloc, iommu=arguments.iommu, log=arguments.log)

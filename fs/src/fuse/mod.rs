@@ -22,6 +22,7 @@
 //! state in memory may be half changed.
 
 mod atomic;
+mod bdi;
 mod convert;
 mod data;
 mod directory;

@@ -23,7 +23,7 @@ use super::latency::Watch;
 use super::mountinfo::{self, DeviceNumber, FSTYPE};
 use super::options::MountOptions;
 use super::write_out::OwnMount;
-use super::{Adapter, Core, dirty, guard, stale};
+use super::{Adapter, Core, bdi, dirty, guard, stale};
 use crate::offload::Offload;
 use crate::volume::Volume;
 
@@ -151,7 +151,7 @@ pub fn mount_volume(
     });
     match connected {
         Ok(mounted) => {
-            set_readahead(mounted.device, options.max_readahead);
+            bdi::set(mounted.device, options.max_readahead, options.writeback);
             Ok(mounted)
         }
         Err(error) => {
@@ -235,16 +235,6 @@ fn kernel_flags(options: &MountOptions) -> MsFlags {
     .filter(|(set, _)| *set)
     .map(|(_, flag)| flag)
     .collect()
-}
-
-/// The handshake can only lower the readahead (128 KiB); this raises it. Without the right to do
-/// so, or without sysfs, sequential reads are slower and nothing else.
-fn set_readahead(device: DeviceNumber, bytes: u32) {
-    let DeviceNumber { major, minor } = device;
-    let path = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
-    if let Err(error) = std::fs::write(&path, (bytes / 1024).to_string()) {
-        tracing::info!("cannot set {path}: {error}");
-    }
 }
 
 impl Mounted {

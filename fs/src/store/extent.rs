@@ -197,19 +197,23 @@ pub fn for_each_extent(
     if from >= to {
         return Ok(());
     }
+    let mut behind = from;
     if let Some((k, value)) = records.floor(&key(ino, from))?
         && k.ino == ino
         && k.kind == Kind::Extent
-        && k.offset < from
     {
         let extent = Extent::decode(&k, &value)?;
-        if extent.end() > from && visit(extent).is_break() {
-            return Ok(());
+        if extent.end() > from {
+            behind = extent.end();
+            // Extents do not overlap, so this may be all there is.
+            if visit(extent).is_break() || behind >= to {
+                return Ok(());
+            }
         }
     }
     let mut outcome = Ok(());
     records.scan(
-        &key(ino, from),
+        &key(ino, behind),
         &key(ino, to - 1),
         &mut |k, value| match Extent::decode(&k, value) {
             Ok(extent) => visit(extent),
@@ -282,6 +286,20 @@ impl Txn<'_> {
     /// # Errors
     /// [`Error::NoSpace`], [`Error::TooLarge`], device errors.
     pub fn write_blocks(&mut self, ino: Ino, first: u64, data: &[u8]) -> Result<u64> {
+        self.write_blocks_leaving(ino, first, data, 0)
+    }
+
+    /// As [`Txn::write_blocks`]; if the allocation grows, `spare` more blocks must be left.
+    ///
+    /// # Errors
+    /// As [`Txn::write_blocks`].
+    pub fn write_blocks_leaving(
+        &mut self,
+        ino: Ino,
+        first: u64,
+        data: &[u8],
+        spare: u64,
+    ) -> Result<u64> {
         assert!(
             data.len().is_multiple_of(BLOCK_SIZE),
             "whole blocks are written"
@@ -294,7 +312,9 @@ impl Txn<'_> {
             return Err(Error::TooLarge);
         }
         let replaced = self.unmap_blocks(ino, first, count)?;
-        self.claim_space(count - replaced)?;
+        if count > replaced {
+            self.claim_space(count - replaced + spare)?;
+        }
         let crcs: Vec<u32> = data
             .chunks_exact(BLOCK_SIZE)
             .map(checksum::crc32c)
@@ -367,10 +387,11 @@ impl Txn<'_> {
         if first >= end {
             return Ok(0);
         }
-        let mut freed = 0;
+        let (mut freed, mut begins) = (0, false);
         let mut edges = Vec::new();
         for_each_extent(self, ino, first, end, &mut |extent| {
             freed += extent.end().min(end) - extent.start.max(first);
+            begins |= extent.start >= first;
             if extent.start < first || extent.end() > end {
                 edges.push(extent);
             }
@@ -379,7 +400,9 @@ impl Txn<'_> {
         if freed == 0 {
             return Ok(0);
         }
-        self.delete_range(&key(ino, first), &key(ino, end - 1))?;
+        if begins {
+            self.delete_range(&key(ino, first), &key(ino, end - 1))?;
+        }
         for edge in edges {
             if edge.start < first {
                 let head = edge.slice(edge.start, first);

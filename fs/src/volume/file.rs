@@ -134,16 +134,6 @@ impl Edges {
     }
 }
 
-/// How many of the blocks `[first, end)` have no space yet.
-fn unallocated(records: &impl Records, ino: Ino, first: u64, end: u64) -> Result<u64> {
-    let mut covered = 0;
-    for_each_extent(records, ino, first, end, &mut |extent| {
-        covered += extent.end().min(end) - extent.start.max(first);
-        ControlFlow::Continue(())
-    })?;
-    Ok((end - first).saturating_sub(covered))
-}
-
 /// Writes `data` at `offset` into a file of the block shape.
 fn write_extents(
     txn: &mut Txn<'_>,
@@ -153,12 +143,6 @@ fn write_extents(
     data: &[u8],
     edges: &Edges,
 ) -> Result<()> {
-    let end = offset + data.len() as u64;
-    let (first, last) = (offset / BLOCK, end.div_ceil(BLOCK));
-    let fresh = unallocated(txn, ino, first, last)?;
-    if fresh > 0 {
-        txn.claim_space(fresh + METADATA_BLOCKS)?;
-    }
     let mut at = offset;
     let mut rest = data;
     while !rest.is_empty() {
@@ -166,7 +150,8 @@ fn write_extents(
         let within = (at % BLOCK) as usize;
         let whole = rest.len() - rest.len() % BLOCK_SIZE;
         let len = if within == 0 && whole > 0 {
-            inode.blocks += txn.write_blocks(ino, block, &rest[..whole])?;
+            inode.blocks +=
+                txn.write_blocks_leaving(ino, block, &rest[..whole], METADATA_BLOCKS)?;
             whole
         } else {
             let len = rest.len().min(BLOCK_SIZE - within);
@@ -178,7 +163,7 @@ fn write_extents(
             }
             .unwrap_or_else(|| vec![0; BLOCK_SIZE]);
             bytes[within..within + len].copy_from_slice(&rest[..len]);
-            inode.blocks += txn.write_blocks(ino, block, &bytes)?;
+            inode.blocks += txn.write_blocks_leaving(ino, block, &bytes, METADATA_BLOCKS)?;
             len
         };
         at += len as u64;
@@ -281,13 +266,14 @@ impl Volume {
             .checked_add(data.len() as u64)
             .filter(|end| *end <= MAX_FILE_SIZE)
             .ok_or(Error::TooLarge)?;
-        let edges = self.read_edges(ino, offset, end)?;
         if data.is_empty() {
-            return Ok(());
+            return inode::load_file(&self.store.view(), ino).map(drop);
         }
+        let edges = self.read_edges(ino, offset, end)?;
         let mut txn = self.store.begin()?;
         self.sessions.admit(ino)?;
         let mut inode = inode::load_file(&txn, ino)?;
+        let before = inode.clone();
         write_bytes(&mut txn, ino, &mut inode, offset, data, &edges)?;
         if kill_privileges {
             inode::clear_set_id(&mut inode);
@@ -296,7 +282,10 @@ impl Volume {
         if let Some(now) = now {
             inode::touch(&mut inode, inode::to_timestamp(now));
         }
-        inode::save(&mut txn, ino, &inode)?;
+        // Pages of the cache that replace others change nothing of the inode.
+        if inode != before {
+            inode::save(&mut txn, ino, &inode)?;
+        }
         self.commit(txn, &[ino])
     }
 
@@ -380,6 +369,9 @@ impl Volume {
 
     /// Reads ahead the blocks that a change of `[offset, end)` changes in part.
     pub(super) fn read_edges(&self, ino: Ino, offset: u64, end: u64) -> Result<Edges> {
+        if offset.is_multiple_of(BLOCK) && end.is_multiple_of(BLOCK) {
+            return Ok(Edges::default());
+        }
         let view = self.store.view();
         let inode = inode::load_file(&view, ino)?;
         let mut edges = Edges::default();
