@@ -13,6 +13,7 @@ mod block_set;
 mod blocks;
 mod cache;
 mod cancellation;
+mod cost;
 pub mod device;
 pub mod engine;
 mod execution;

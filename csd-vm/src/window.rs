@@ -19,6 +19,8 @@
 //! sequential and long reads go through the window.
 
 use std::collections::HashMap;
+use std::os::fd::BorrowedFd;
+use std::os::raw::c_long;
 use std::sync::Arc;
 
 use zns_backend::{DmaBuffer, Lba, ZonedDevice};
@@ -26,6 +28,7 @@ use zns_backend::{DmaBuffer, Lba, ZonedDevice};
 use crate::block_set::BlockSet;
 use crate::blocks::{ask_for, check, past_the_end, read_extent, storage};
 use crate::cancellation::Term;
+use crate::cost;
 use crate::engine::cage::{Access, Cage, CageError, CagePtr, Region};
 use crate::extents::{Extent, Resolved};
 use crate::frames::{FRAME_BLOCKS, Forget, Frames, Pin};
@@ -56,6 +59,9 @@ const AHEAD_FRAMES: u64 = 8;
 /// How far behind the last blocks brought in those are that count as the next ones: a reader with
 /// several requests under way has each in another cage.
 const NEAR_BLOCKS: u64 = 4 * FRAME_BLOCKS;
+
+/// Bytes that the operating system maps around a page fault, where nobody has set another number.
+const FAULT_BYTES: usize = 64 << 10;
 
 /// References to a snapshot that the window and the request hold.
 const OWN_REFERENCES: usize = 2;
@@ -137,6 +143,8 @@ pub(crate) struct Window {
     pins: HashMap<u64, Pin>,
     /// Where the snapshot has frames.
     forget: Option<Forget>,
+    /// Page faults of mapping blocks.
+    faults: c_long,
 }
 
 impl Window {
@@ -157,7 +165,13 @@ impl Window {
             block: DmaBuffer::new(BLOCK_SIZE),
             pins: HashMap::new(),
             forget: None,
+            faults: 0,
         }
+    }
+
+    /// Page faults of mapping blocks since this was asked last.
+    pub(crate) fn take_faults(&mut self) -> c_long {
+        std::mem::take(&mut self.faults)
     }
 
     /// An execution on `snapshot` begins. What the window has of it from before stays.
@@ -387,16 +401,20 @@ impl Window {
         self.forget.get_or_insert_with(|| frames.forgetting());
         let shown = count.min(FRAME_BLOCKS - within);
         let (file, offset) = pin.source(within);
-        let mapped = cage.map_window(at * BLOCK, file, offset, shown * BLOCK, true);
+        let before = cost::faults();
+        let mapped = cage.map_window(at * BLOCK, file, offset, shown * BLOCK, false);
+        let touched = mapped.is_err() || touch(cage, at, shown);
+        self.faults += cost::faults() - before;
         // Kept even if this failed: another part of it may be mapped.
         self.pins.insert(part, pin);
         match mapped {
-            Ok(()) => {
+            Ok(()) if touched => {
                 self.next_fill = first + shown;
                 Ok(shown)
             }
+            Ok(()) => Err(WindowError::Fault(cage.address(Region::Window) + at * BLOCK)),
             Err(error) => {
-                tracing::debug!(%error, "blocks are copied that could not be mapped");
+                could_not_map(&error, shown);
                 Ok(0)
             }
         }
@@ -482,7 +500,8 @@ impl Window {
         for extent in &self.resolved.extents {
             if extent.blocks >= MAP_BLOCKS_MIN
                 && let Some(lba) = extent.lba
-                && map_extent(cage, source, at + extent.first, lba, extent.blocks)?
+                && let Some(from) = mappable(source, lba, extent.blocks)?
+                && map(cage, &mut self.faults, at + extent.first, from, extent.blocks).is_ok()
             {
                 copy_extents(cage, source, at, copied..extent.first, &self.resolved)?;
                 let sums = self.resolved.checksums(extent);
@@ -531,19 +550,47 @@ impl Drop for Window {
     }
 }
 
-/// Maps an extent if the device has a source for it, and has the operating system bring in what
-/// is not in its cache (asking for these very blocks first was measured, and slower by half).
-fn map_extent(cage: &mut Cage, source: Source<'_>, at: u64, lba: Lba, blocks: u64) -> Result<bool> {
+/// What an extent can be mapped from, if the device has a source for it.
+fn mappable(source: Source<'_>, lba: Lba, blocks: u64) -> Result<Option<(BorrowedFd<'_>, u64)>> {
     let from = source.storage.map_source(lba, blocks).map_err(storage)?;
-    let Some(from) = from else {
-        return Ok(false);
-    };
-    let mapped = cage.map_window(at * BLOCK, from.fd, from.offset, blocks * BLOCK, true);
-    if let Err(error) = &mapped {
-        // Most likely the limit on mappings per process: copying needs one for all extents.
-        tracing::debug!(%error, %lba, blocks, "an extent is copied that could not be mapped");
-    }
-    Ok(mapped.is_ok())
+    Ok(from.map(|from| (from.fd, from.offset)))
+}
+
+/// Maps blocks to block `at` of the window, and has the operating system bring in what is not in its
+/// cache (asking for these very blocks first was measured, and slower by half). Counts the page faults
+/// of that.
+fn map(
+    cage: &mut Cage,
+    faults: &mut c_long,
+    at: u64,
+    (file, offset): (BorrowedFd<'_>, u64),
+    blocks: u64,
+) -> std::result::Result<(), CageError> {
+    let before = cost::faults();
+    let mapped = cage.map_window(at * BLOCK, file, offset, blocks * BLOCK, true);
+    *faults += cost::faults() - before;
+    mapped.inspect_err(|error| could_not_map(error, blocks))
+}
+
+/// Most likely the limit on mappings per process: copying needs one for all extents.
+fn could_not_map(error: &CageError, blocks: u64) {
+    tracing::debug!(%error, blocks, "blocks are copied that could not be mapped");
+}
+
+/// Has the system map the pages of blocks that are in memory, by a fault each for as many as it maps
+/// at once; tells whether they are all there. Mapping them with MAP_POPULATE looks at every page, and
+/// takes longer.
+fn touch(cage: &Cage, at: u64, blocks: u64) -> bool {
+    let address = cage.address(Region::Window) + at * BLOCK;
+    let mapped = cage.check(address, blocks * BLOCK, Access::Read);
+    let touched = mapped.map(|mapped| {
+        cage.look(mapped, |bytes| {
+            for part in bytes.chunks(FAULT_BYTES) {
+                std::hint::black_box(part[0]);
+            }
+        })
+    });
+    matches!(touched, Some(Ok(())))
 }
 
 /// Copies what `range` of the resolved blocks holds into the window, whose part for them starts

@@ -7,6 +7,7 @@
 //! (`of` is none) holds nothing that can be found; it is free as soon as nobody uses it.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::ops::Range;
 use std::sync::{Arc, Weak};
 
 use crate::request::SnapshotMap;
@@ -44,8 +45,6 @@ enum State {
 struct Frame {
     of: Option<Part>,
     state: State,
-    /// Whether memory is behind it.
-    provided: bool,
     users: usize,
     /// When it became idle.
     idle_since: u64,
@@ -61,7 +60,6 @@ struct Contents {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Claim {
     pub(super) frame: usize,
-    pub(super) provided: bool,
 }
 
 /// What the table knows of a part.
@@ -128,10 +126,7 @@ impl Table {
                 // It is needed before its turn.
                 self.queue.retain(|(_, queued)| *queued != frame);
                 self.frames[frame].state = State::Filling;
-                Found::Claimed(Claim {
-                    frame,
-                    provided: self.frames[frame].provided,
-                })
+                Found::Claimed(Claim { frame })
             }
             State::Filling | State::Free => Found::Filling,
         }
@@ -160,17 +155,13 @@ impl Table {
         Some(Ahead {
             snapshot: Weak::clone(&contents.snapshot),
             index: part.index,
-            claim: Claim {
-                frame,
-                provided: self.frames[frame].provided,
-            },
+            claim: Claim { frame },
         })
     }
 
     /// A claimed frame has been filled, for so many users.
     pub(super) fn filled(&mut self, frame: usize, users: usize) {
         let filled = &mut self.frames[frame];
-        filled.provided = true;
         filled.state = State::Ready;
         filled.users = users;
         if users == 0 {
@@ -181,7 +172,6 @@ impl Table {
     /// A claimed frame could not be filled.
     pub(super) fn failed(&mut self, claim: Claim) {
         self.detach(claim.frame);
-        self.frames[claim.frame].provided = claim.provided;
         self.release(claim.frame);
     }
 
@@ -193,9 +183,14 @@ impl Table {
         }
     }
 
-    /// Forgets what is held of a snapshot. Returns the frames whose memory is to be given back; they
-    /// are free when that is [done](Table::given_back).
-    pub(super) fn forget(&mut self, snapshot: &Arc<dyn SnapshotMap>) -> Vec<usize> {
+    /// Forgets what is held of a snapshot. Returns the frames whose memory is to be given back, of
+    /// those that have some, in ascending order; they are free when that is
+    /// [done](Table::given_back).
+    pub(super) fn forget(
+        &mut self,
+        snapshot: &Arc<dyn SnapshotMap>,
+        provided: impl Fn(usize) -> bool,
+    ) -> Vec<usize> {
         let file = Part::of(snapshot, 0).file;
         let Some(contents) = self.files.remove(&file) else {
             return Vec::new();
@@ -213,19 +208,21 @@ impl Table {
                 _ => {}
             }
         }
-        let (frames, mut kept) = (&self.frames, 0);
-        let mut surplus = |frame: &usize| {
-            let provided = frames[*frame].provided;
-            kept += usize::from(provided);
-            provided && kept > KEPT_FRAMES
+        // The first ones are kept, and used first: what memory there is lies together.
+        self.free.sort_unstable();
+        let mut kept = 0;
+        let mut surplus = |frame: &mut usize| {
+            kept += usize::from(provided(*frame));
+            provided(*frame) && kept > KEPT_FRAMES
         };
-        self.free.extract_if(.., |frame| surplus(frame)).collect()
+        let given_back = self.free.extract_if(.., |frame| surplus(frame)).collect();
+        self.free.reverse();
+        given_back
     }
 
-    /// Memory of frames that [`Table::forget`] named has been given back, or kept.
-    pub(super) fn given_back(&mut self, frame: usize, provided: bool) {
-        self.frames[frame].provided = provided;
-        self.free.push(frame);
+    /// The memory of frames that [`Table::forget`] named has been given back, or kept.
+    pub(super) fn given_back(&mut self, frames: Range<usize>) {
+        self.free.splice(..0, frames.rev());
     }
 
     fn frame_of(&self, part: Part) -> Option<usize> {
@@ -241,7 +238,6 @@ impl Table {
                 self.frames.push(Frame {
                     of: None,
                     state: State::Free,
-                    provided: false,
                     users: 0,
                     idle_since: 0,
                 });
@@ -261,10 +257,7 @@ impl Table {
         let claimed = &mut self.frames[frame];
         claimed.of = Some(part);
         claimed.state = State::Filling;
-        Some(Claim {
-            frame,
-            provided: claimed.provided,
-        })
+        Some(Claim { frame })
     }
 
     /// What was in a frame cannot be found any more.

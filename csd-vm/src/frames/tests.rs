@@ -103,7 +103,7 @@ fn take(frames: &Frames, file: &Arc<File>, index: u64) -> Result<Option<Pin>, Wi
 /// The first and the last byte of each block.
 fn edges(pin: &Pin) -> Vec<(u8, u8)> {
     // SAFETY: nobody fills a frame that has a pin, and the reference ends before the pin does.
-    let bytes = unsafe { pin.shared.memory.bytes(bytes_of(pin.frame)) };
+    let bytes = unsafe { pin.shared.memory.bytes(pin.frame) };
     let blocks = bytes.chunks(BLOCK_SIZE);
     blocks
         .map(|block| (block[0], block[BLOCK_SIZE - 1]))
