@@ -55,7 +55,7 @@ pub(crate) struct End {
     pub(crate) status: Result<u64, Failure>,
     pub(crate) usage: Usage,
     emitted: u64,
-    /// Page faults, but those of mapping blocks of the snapshot.
+    /// Page faults, but those of bringing blocks of the snapshot in.
     faults: c_long,
 }
 

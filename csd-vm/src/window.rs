@@ -143,7 +143,7 @@ pub(crate) struct Window {
     pins: HashMap<u64, Pin>,
     /// Where the snapshot has frames.
     forget: Option<Forget>,
-    /// Page faults of mapping blocks.
+    /// Page faults of bringing blocks in.
     faults: c_long,
 }
 
@@ -169,7 +169,7 @@ impl Window {
         }
     }
 
-    /// Page faults of mapping blocks since this was asked last.
+    /// Page faults of bringing blocks in since this was asked last.
     pub(crate) fn take_faults(&mut self) -> c_long {
         std::mem::take(&mut self.faults)
     }
@@ -348,16 +348,19 @@ impl Window {
         Ok(())
     }
 
-    /// Empties the window if it may not have as many frames more as `count` blocks can need.
+    /// Empties the window if it should not have as many frames more as `count` blocks can need.
     fn make_room(
         &mut self,
         cage: &mut Cage,
         source: Source<'_>,
         count: u64,
     ) -> std::result::Result<(), CageError> {
+        let (Some(frames), Some(snapshot)) = (source.frames, &self.snapshot) else {
+            return Ok(());
+        };
         let needed = count.div_ceil(FRAME_BLOCKS) as usize + 1;
-        let full = |frames: &Frames| self.pins.len() + needed > frames.per_window();
-        if source.frames.is_some_and(full) && !self.pins.is_empty() && !self.lent {
+        let full = self.pins.len() + needed > frames.enough_for(&**snapshot);
+        if full && !self.pins.is_empty() && !self.lent {
             self.move_to(cage, self.origin)?;
         }
         Ok(())
@@ -412,7 +415,9 @@ impl Window {
                 self.next_fill = first + shown;
                 Ok(shown)
             }
-            Ok(()) => Err(WindowError::Fault(cage.address(Region::Window) + at * BLOCK)),
+            Ok(()) => Err(WindowError::Fault(
+                cage.address(Region::Window) + at * BLOCK,
+            )),
             Err(error) => {
                 could_not_map(&error, shown);
                 Ok(0)
@@ -447,7 +452,9 @@ impl Window {
                 continue;
             }
             self.advise(source, self.origin + at, missing);
+            let before = cost::faults();
             let filled = self.fill(cage, source, at, missing);
+            self.faults += cost::faults() - before;
             if filled.is_err() {
                 cage.clear_window(at * BLOCK, missing * BLOCK)?;
             }
@@ -501,7 +508,7 @@ impl Window {
             if extent.blocks >= MAP_BLOCKS_MIN
                 && let Some(lba) = extent.lba
                 && let Some(from) = mappable(source, lba, extent.blocks)?
-                && map(cage, &mut self.faults, at + extent.first, from, extent.blocks).is_ok()
+                && map_extent(cage, source, at + extent.first, from, extent.blocks)
             {
                 copy_extents(cage, source, at, copied..extent.first, &self.resolved)?;
                 let sums = self.resolved.checksums(extent);
@@ -556,20 +563,22 @@ fn mappable(source: Source<'_>, lba: Lba, blocks: u64) -> Result<Option<(Borrowe
     Ok(from.map(|from| (from.fd, from.offset)))
 }
 
-/// Maps blocks to block `at` of the window, and has the operating system bring in what is not in its
-/// cache (asking for these very blocks first was measured, and slower by half). Counts the page faults
-/// of that.
-fn map(
+/// Maps an extent to block `at` of the window; tells whether that was possible.
+///
+/// What is not in memory the operating system is told to bring in (asking for these very blocks first
+/// was measured, and slower by half); the rest is mapped as it is touched, which is cheaper.
+fn map_extent(
     cage: &mut Cage,
-    faults: &mut c_long,
+    source: Source<'_>,
     at: u64,
     (file, offset): (BorrowedFd<'_>, u64),
     blocks: u64,
-) -> std::result::Result<(), CageError> {
-    let before = cost::faults();
-    let mapped = cage.map_window(at * BLOCK, file, offset, blocks * BLOCK, true);
-    *faults += cost::faults() - before;
-    mapped.inspect_err(|error| could_not_map(error, blocks))
+) -> bool {
+    let populate = !source.storage.in_memory();
+    let mapped = cage.map_window(at * BLOCK, file, offset, blocks * BLOCK, populate);
+    mapped
+        .inspect_err(|error| could_not_map(error, blocks))
+        .is_ok()
 }
 
 /// Most likely the limit on mappings per process: copying needs one for all extents.

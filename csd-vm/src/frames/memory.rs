@@ -104,7 +104,8 @@ impl Memory {
             return Ok(());
         }
         let lot = self.lot_of(unit);
-        let whole = lot.end <= self.provided.len() && !lot.clone().any(|unit| self.is_provided(unit));
+        let whole =
+            lot.end <= self.provided.len() && !lot.clone().any(|unit| self.is_provided(unit));
         if whole && self.provide_huge(lot.start * self.unit) {
             lot.for_each(|unit| self.provided[unit].store(true, Release));
             return Ok(());
@@ -182,6 +183,12 @@ impl Memory {
         // SAFETY: within the mapping, which lives as long as `self`, as was just checked; memory is
         // behind it and nobody else refers to it, as the caller promises.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(range.start), range.len()) }
+    }
+
+    /// As if the system had none.
+    #[cfg(test)]
+    pub(super) fn refuse_huge_pages(&self) {
+        self.huge.store(false, Relaxed);
     }
 
     /// What the operating system knows of the file.

@@ -40,6 +40,8 @@ pub(crate) const FRAME_BLOCKS: u64 = 128;
 const FRAME_BYTES: usize = FRAME_BLOCKS as usize * BLOCK_SIZE;
 /// Frames filled at once ahead of need: so that the storage has more than one request to do.
 const FILLERS: usize = 3;
+/// Frames that a cage has mapped of a snapshot that is too large for all of it to stay.
+const PASSING_FRAMES: usize = 64;
 /// How long somebody waits for a frame before the time is looked at.
 const PATIENCE: Duration = Duration::from_millis(2);
 
@@ -62,6 +64,7 @@ struct State {
 /// The frames of a device.
 pub(crate) struct Frames {
     shared: Arc<Shared>,
+    frames_max: usize,
     per_window: usize,
 }
 
@@ -101,6 +104,7 @@ impl Frames {
         };
         Some(Frames {
             shared: Arc::new(shared),
+            frames_max,
             per_window: frames_max / 4 * 3,
         })
     }
@@ -108,6 +112,15 @@ impl Frames {
     /// How many frames one cage may have mapped: not all of them, so that others get some.
     pub(crate) fn per_window(&self) -> usize {
         self.per_window
+    }
+
+    /// How many frames of a snapshot one cage should have mapped, if it can do with them: of one that
+    /// is gone through without staying, few, so that others of it can stay.
+    pub(crate) fn enough_for(&self, snapshot: &dyn SnapshotMap) -> usize {
+        match table::is_large(snapshot, self.frames_max) {
+            true => self.per_window.min(PASSING_FRAMES),
+            false => self.per_window,
+        }
     }
 
     /// The frame with part `index` of a snapshot, which is read unless it is there. None if all frames

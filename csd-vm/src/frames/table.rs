@@ -2,9 +2,15 @@
 //! behind the lock of [`super::Frames`].
 //!
 //! A frame is free, is being filled for its one claimant, waits to be filled ahead of need, or is
-//! ready: then any number of cages may have it mapped (`users`), and with none it is idle, and the
-//! one that has been so for the longest time goes first. A frame of a snapshot that was forgotten
-//! (`of` is none) holds nothing that can be found; it is free as soon as nobody uses it.
+//! ready: then any number of cages may have it mapped (`users`), and with none it is idle. A frame of
+//! a snapshot that was forgotten (`of` is none) holds nothing that can be found; it is free as soon as
+//! nobody uses it.
+//!
+//! Of the idle frames the one goes first that has been so for the longest time. Where a snapshot is
+//! larger than all frames, those of it that were used once go before them, but for every 32nd: going
+//! through such a file again and again would otherwise find nothing, and so finds what was read first.
+//! (The bimodal insertion of Qureshi and others, Adaptive Insertion Policies for High Performance
+//! Caching, ISCA 2007; which snapshots need it is known from their size.)
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::Range;
@@ -16,6 +22,8 @@ use crate::request::SnapshotMap;
 const KEPT_FRAMES: usize = 16;
 /// Frames that may wait to be filled ahead of need.
 const QUEUED_MAX: usize = 64;
+/// Of so many frames of a large snapshot one is kept though it was used once: what is used changes.
+const KEPT_ONE_IN: u64 = 32;
 
 /// A part of a snapshot, as long as a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,13 +54,18 @@ struct Frame {
     of: Option<Part>,
     state: State,
     users: usize,
-    /// When it became idle.
-    idle_since: u64,
+    /// It was used since it was filled, and again.
+    used: bool,
+    again: bool,
+    /// Its place among the idle ones.
+    idle_at: i64,
 }
 
 /// What the table has of a snapshot. The reference keeps its address from being used again.
 struct Contents {
     snapshot: Weak<dyn SnapshotMap>,
+    /// It is larger than what there is for it.
+    large: bool,
     frames: HashMap<u64, usize>,
 }
 
@@ -85,8 +98,10 @@ pub(super) struct Table {
     frames: Vec<Frame>,
     frames_max: usize,
     free: Vec<usize>,
-    idle: BTreeMap<u64, usize>,
-    idled: u64,
+    /// By their places: the first goes first.
+    idle: BTreeMap<i64, usize>,
+    /// Frames that became idle so far, those to go first and the others.
+    idled: (u64, u64),
     files: HashMap<usize, Contents>,
     queue: VecDeque<(Part, usize)>,
 }
@@ -98,7 +113,7 @@ impl Table {
             frames_max,
             free: Vec::new(),
             idle: BTreeMap::new(),
-            idled: 0,
+            idled: (0, 0),
             files: HashMap::new(),
             queue: VecDeque::new(),
         }
@@ -117,8 +132,10 @@ impl Table {
             State::Ready => {
                 let found = &mut self.frames[frame];
                 if found.users == 0 {
-                    self.idle.remove(&found.idle_since);
+                    self.idle.remove(&found.idle_at);
                 }
+                found.again |= found.used;
+                found.used = true;
                 found.users += 1;
                 Found::Ready(frame)
             }
@@ -164,6 +181,8 @@ impl Table {
         let filled = &mut self.frames[frame];
         filled.state = State::Ready;
         filled.users = users;
+        filled.used = users > 0;
+        filled.again = false;
         if users == 0 {
             self.rest(frame);
         }
@@ -201,7 +220,7 @@ impl Table {
             forgotten.of = None;
             match forgotten.state {
                 State::Ready if forgotten.users == 0 => {
-                    self.idle.remove(&forgotten.idle_since);
+                    self.idle.remove(&forgotten.idle_at);
                     self.release(frame);
                 }
                 State::Queued => self.release(frame),
@@ -239,7 +258,9 @@ impl Table {
                     of: None,
                     state: State::Free,
                     users: 0,
-                    idle_since: 0,
+                    used: false,
+                    again: false,
+                    idle_at: 0,
                 });
                 self.frames.len() - 1
             }
@@ -251,6 +272,7 @@ impl Table {
         };
         let contents = self.files.entry(part.file).or_insert_with(|| Contents {
             snapshot: Arc::downgrade(snapshot),
+            large: is_large(&**snapshot, self.frames_max),
             frames: HashMap::new(),
         });
         contents.frames.insert(part.index, frame);
@@ -275,16 +297,36 @@ impl Table {
 
     /// Nobody uses a frame any more that is ready.
     fn rest(&mut self, frame: usize) {
-        if self.frames[frame].of.is_none() {
+        let Some(part) = self.frames[frame].of else {
             return self.release(frame);
-        }
-        self.idled += 1;
-        self.frames[frame].idle_since = self.idled;
-        self.idle.insert(self.idled, frame);
+        };
+        let large = self.files.get(&part.file).is_some_and(|file| file.large);
+        let resting = &mut self.frames[frame];
+        let (first, last) = &mut self.idled;
+        resting.idle_at = if large && resting.used && !resting.again {
+            *first += 1;
+            match first.is_multiple_of(KEPT_ONE_IN) {
+                false => -first.cast_signed(),
+                true => next(last),
+            }
+        } else {
+            next(last)
+        };
+        self.idle.insert(resting.idle_at, frame);
     }
 
     fn release(&mut self, frame: usize) {
         self.frames[frame].state = State::Free;
         self.free.push(frame);
     }
+}
+
+fn next(count: &mut u64) -> i64 {
+    *count += 1;
+    count.cast_signed()
+}
+
+/// Whether so many frames are too few for a snapshot, as others and what is read ahead need some.
+pub(super) fn is_large(snapshot: &dyn SnapshotMap, frames: usize) -> bool {
+    snapshot.size().div_ceil(super::FRAME_BYTES as u64) > (frames / 4 * 3) as u64
 }
