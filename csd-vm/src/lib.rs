@@ -21,6 +21,7 @@ mod extents;
 mod frames;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod lab;
+mod mapping;
 mod pool;
 pub mod program;
 mod queue;

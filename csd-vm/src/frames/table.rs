@@ -229,7 +229,9 @@ impl Table {
         }
         // The first ones are kept, and used first: what memory there is lies together.
         self.free.sort_unstable();
-        let mut kept = 0;
+        // Those that were provided with their neighbours and never used come after all others.
+        let never_used = self.frames.len()..self.frames_max;
+        let mut kept = never_used.take_while(|frame| provided(*frame)).count();
         let mut surplus = |frame: &mut usize| {
             kept += usize::from(provided(*frame));
             provided(*frame) && kept > KEPT_FRAMES
