@@ -4,7 +4,9 @@
 //! Nothing is promised in advance: what is used is asked for ([`Memory::provide`]), so that a machine
 //! without memory is an error here and not a signal at the first access. It comes in huge pages where
 //! the system has some, [`LOT`] bytes at a time: allocating, clearing, faulting and unmapping small
-//! ones took a processor longer than a disk takes to read as much.
+//! ones took a processor longer than a disk takes to read as much. Where huge pages are slow, they are
+//! left alone for a while: a guest whose host takes free memory back ("free page reporting") pays
+//! for each page again, in huge pages for all of them, in small ones only for those it had not.
 
 use std::fs::File;
 use std::io;
@@ -12,12 +14,22 @@ use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd};
 use std::ptr::null_mut;
 use std::sync::atomic::AtomicBool;
-use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::atomic::Ordering::{Acquire, Release};
+use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard};
 
+use crate::cost;
+
 /// Bytes of a huge page.
 pub(super) const LOT: usize = 2 << 20;
+
+/// Processor time of a huge page from which on small ones are no slower.
+const SLOW: Duration = Duration::from_millis(1);
+
+/// Lots that are made of small pages after a slow huge one; twice as many after the next, and so on.
+const PAUSE_MIN: u32 = 16;
+const PAUSE_MAX: u32 = 1024;
 
 /// Bytes of a page.
 const PAGE: usize = 4096;
@@ -33,9 +45,35 @@ pub(super) struct Memory {
     /// The units that have memory.
     provided: Vec<AtomicBool>,
     /// Held by whoever provides memory.
-    providing: Mutex<()>,
-    /// The system has not refused huge pages for good.
-    huge: AtomicBool,
+    providing: Mutex<HugePages>,
+}
+
+/// Whether to try for huge pages.
+struct HugePages {
+    /// The system has some at all.
+    there: bool,
+    /// So many lots are made of small ones before the next try.
+    pause: u32,
+    /// How long the next pause is.
+    next_pause: u32,
+}
+
+impl HugePages {
+    fn are_due(&mut self) -> bool {
+        let due = self.there && self.pause == 0;
+        self.pause = self.pause.saturating_sub(1);
+        due
+    }
+
+    /// One has taken so long.
+    fn took(&mut self, time: Duration) {
+        if time < SLOW {
+            self.next_pause = PAUSE_MIN;
+            return;
+        }
+        self.pause = self.next_pause;
+        self.next_pause = (self.next_pause * 2).min(PAUSE_MAX);
+    }
 }
 
 // SAFETY: the mapping belongs to the value and is valid on every thread; whoever asks for bytes of it
@@ -64,8 +102,11 @@ impl Memory {
             len,
             unit,
             provided: (0..units).map(|_| AtomicBool::new(false)).collect(),
-            providing: Mutex::new(()),
-            huge: AtomicBool::new(true),
+            providing: Mutex::new(HugePages {
+                there: true,
+                pause: 0,
+                next_pause: PAUSE_MIN,
+            }),
         })
     }
 
@@ -99,14 +140,14 @@ impl Memory {
         }
     }
 
-    fn provide_locked(&self, unit: usize, _: MutexGuard<'_, ()>) -> io::Result<()> {
+    fn provide_locked(&self, unit: usize, mut huge: MutexGuard<'_, HugePages>) -> io::Result<()> {
         if self.is_provided(unit) {
             return Ok(());
         }
         let lot = self.lot_of(unit);
         let whole =
             lot.end <= self.provided.len() && !lot.clone().any(|unit| self.is_provided(unit));
-        if whole && self.provide_huge(lot.start * self.unit) {
+        if whole && huge.are_due() && self.provide_huge(lot.start * self.unit, &mut huge) {
             lot.for_each(|unit| self.provided[unit].store(true, Release));
             return Ok(());
         }
@@ -124,23 +165,22 @@ impl Memory {
 
     /// Puts a huge page behind a lot that has no memory. Tells whether there was one: it is no matter of
     /// the settings for shared memory, but of Linux 6.1 and of free memory in one piece.
-    fn provide_huge(&self, at: usize) -> bool {
+    fn provide_huge(&self, at: usize, huge: &mut HugePages) -> bool {
         // A lot that is all holes is not collapsed.
-        if !self.huge.load(Relaxed) || self.allocate(0, at..at + PAGE).is_err() {
+        if self.allocate(0, at..at + PAGE).is_err() {
             return false;
         }
+        let begun = cost::processor();
         // SAFETY: within the mapping, as it is a whole lot of the file; what is read there stays what
         // it was.
         let done = unsafe { libc::madvise(self.start.add(at).cast(), LOT, libc::MADV_COLLAPSE) };
-        if done == 0 {
-            return true;
-        }
         let error = io::Error::last_os_error();
-        if error.raw_os_error() == Some(libc::EINVAL) {
+        huge.took(cost::processor().saturating_sub(begun));
+        if done != 0 && error.raw_os_error() == Some(libc::EINVAL) {
             tracing::debug!("kernels have no huge pages for the blocks they read");
-            self.huge.store(false, Relaxed);
+            huge.there = false;
         }
-        false
+        done == 0
     }
 
     /// Gives the memory behind consecutive units back, which nobody refers to; what was in there is
@@ -188,7 +228,7 @@ impl Memory {
     /// As if the system had none.
     #[cfg(test)]
     pub(super) fn refuse_huge_pages(&self) {
-        self.huge.store(false, Relaxed);
+        self.providing.lock().there = false;
     }
 
     /// What the operating system knows of the file.
@@ -239,5 +279,31 @@ impl Drop for Memory {
     fn drop(&mut self) {
         // SAFETY: the mapping is ours, and nothing refers to it without a borrow of `self`.
         unsafe { libc::munmap(self.start.cast(), self.len) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn huge_pages_that_are_slow_are_tried_ever_more_rarely_until_they_are_fast() {
+        let mut huge = HugePages {
+            there: true,
+            pause: 0,
+            next_pause: PAUSE_MIN,
+        };
+        let mut pause = || {
+            let before = (0..).take_while(|_| !huge.are_due()).count();
+            huge.took(SLOW);
+            before
+        };
+        let pauses = [(); 9].map(|()| pause());
+        assert_eq!(pauses, [0, 16, 32, 64, 128, 256, 512, 1024, 1024]);
+        assert!((0..1024).all(|_| !huge.are_due()) && huge.are_due());
+        huge.took(SLOW / 2);
+        assert!(huge.are_due());
+        huge.took(SLOW);
+        assert_eq!((0..).take_while(|_| !huge.are_due()).count(), 16);
     }
 }
