@@ -28,8 +28,8 @@ pub(super) const LOT: usize = 2 << 20;
 const SLOW: Duration = Duration::from_millis(1);
 
 /// Lots that are made of small pages after a slow huge one; twice as many after the next, and so on.
-const PAUSE_MIN: u32 = 16;
-const PAUSE_MAX: u32 = 1024;
+const PAUSE_MIN: u32 = 256;
+const PAUSE_MAX: u32 = 4096;
 
 /// Bytes of a page.
 const PAGE: usize = 4096;
@@ -44,7 +44,7 @@ pub(super) struct Memory {
     unit: usize,
     /// The units that have memory.
     provided: Vec<AtomicBool>,
-    /// Held by whoever provides memory.
+    /// Held by whoever provides a huge page.
     providing: Mutex<HugePages>,
 }
 
@@ -120,40 +120,41 @@ impl Memory {
         self.provided[unit].load(Acquire)
     }
 
-    /// Has memory behind a unit, and behind those next to it if it comes in a huge page.
+    /// Has memory behind a unit, which is the caller's, and behind those next to it if it comes in a huge
+    /// page.
     pub(super) fn provide(&self, unit: usize) -> io::Result<()> {
-        if self.is_provided(unit) {
-            return Ok(());
-        }
-        self.provide_locked(unit, self.providing.lock())
-    }
-
-    /// Has memory behind a unit that may be needed soon, unless somebody provides memory already.
-    /// Nothing depends on it.
-    pub(super) fn provide_ahead(&self, unit: usize) {
-        if unit < self.provided.len()
-            && !self.is_provided(unit)
-            && let Some(providing) = self.providing.try_lock()
-            && let Err(error) = self.provide_locked(unit, providing)
-        {
-            tracing::debug!(%error, "no memory ahead of need");
-        }
-    }
-
-    fn provide_locked(&self, unit: usize, mut huge: MutexGuard<'_, HugePages>) -> io::Result<()> {
-        if self.is_provided(unit) {
-            return Ok(());
-        }
-        let lot = self.lot_of(unit);
-        let whole =
-            lot.end <= self.provided.len() && !lot.clone().any(|unit| self.is_provided(unit));
-        if whole && huge.are_due() && self.provide_huge(lot.start * self.unit, &mut huge) {
-            lot.for_each(|unit| self.provided[unit].store(true, Release));
+        if self.is_provided(unit) || self.provide_lot(unit, self.providing.lock()) {
             return Ok(());
         }
         self.allocate(0, self.range(unit))?;
         self.provided[unit].store(true, Release);
         Ok(())
+    }
+
+    /// Has a huge page behind a unit that may be needed soon, unless somebody is about to have one.
+    /// Nothing depends on it.
+    pub(super) fn provide_ahead(&self, unit: usize) {
+        if unit < self.provided.len()
+            && !self.is_provided(unit)
+            && let Some(providing) = self.providing.try_lock()
+        {
+            self.provide_lot(unit, providing);
+        }
+    }
+
+    /// Has a huge page behind the lot that a unit is in; tells whether the unit has memory then.
+    fn provide_lot(&self, unit: usize, mut huge: MutexGuard<'_, HugePages>) -> bool {
+        if self.is_provided(unit) {
+            return true;
+        }
+        let lot = self.lot_of(unit);
+        let whole =
+            lot.end <= self.provided.len() && !lot.clone().any(|unit| self.is_provided(unit));
+        let done = whole && huge.are_due() && self.provide_huge(lot.start * self.unit, &mut huge);
+        if done {
+            lot.for_each(|unit| self.provided[unit].store(true, Release));
+        }
+        done
     }
 
     /// The units of the lot that a unit is in.
@@ -298,12 +299,12 @@ mod tests {
             huge.took(SLOW);
             before
         };
-        let pauses = [(); 9].map(|()| pause());
-        assert_eq!(pauses, [0, 16, 32, 64, 128, 256, 512, 1024, 1024]);
-        assert!((0..1024).all(|_| !huge.are_due()) && huge.are_due());
+        let pauses = [(); 7].map(|()| pause());
+        assert_eq!(pauses, [0, 256, 512, 1024, 2048, 4096, 4096]);
+        assert!((0..4096).all(|_| !huge.are_due()) && huge.are_due());
         huge.took(SLOW / 2);
         assert!(huge.are_due());
         huge.took(SLOW);
-        assert_eq!((0..).take_while(|_| !huge.are_due()).count(), 16);
+        assert_eq!((0..).take_while(|_| !huge.are_due()).count(), 256);
     }
 }

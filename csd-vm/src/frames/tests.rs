@@ -332,8 +332,8 @@ fn memory_comes_with_or_without_huge_pages() {
         assert!(bytes(6).iter().all(|byte| *byte == 6));
         memory.provide(5).expect("memory");
         assert!(bytes(5).iter().all(|byte| *byte == 0));
-        memory.provide_ahead(7);
+        memory.provide_ahead(3);
         memory.provide_ahead(10);
-        assert!(memory.is_provided(7) && bytes(0).iter().all(|byte| *byte == 0));
+        assert!(bytes(0).iter().all(|byte| *byte == 0));
     }
 }
