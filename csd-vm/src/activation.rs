@@ -9,10 +9,10 @@ use std::time::Instant;
 use crate::cancellation::Cancellation;
 use crate::device::{Core, Done, LoadedProgram};
 use crate::engine;
-use crate::execution::{End, Instance, nanos};
+use crate::execution::{End, Instance, KEPT_BYTES, nanos};
 use crate::pool::{Owner, Taken};
-use crate::queue::{Job, Lane, Tenant};
-use crate::request::{Completion, Failure, Request, Usage};
+use crate::queue::{Ending, Job, Lane, Tenant};
+use crate::request::{Completion, Failure, Operation, Request, Usage};
 use crate::stats::{Counters, Statistics};
 
 /// An owner's registration of a program. Dropping it deactivates: what is queued still runs, then
@@ -146,7 +146,7 @@ impl Task {
     }
 
     /// Counts the execution and hands its end over.
-    fn complete(self, instance: Instance, mut end: End, queued_ns: u64) {
+    fn complete(self, instance: Instance, mut end: End, queued_ns: u64, ending: &Ending<'_>) {
         end.usage.queued_ns = queued_ns;
         self.inner.count(end.status.as_ref().err(), &end.usage);
         let (output, appended) = match end.status {
@@ -161,6 +161,10 @@ impl Task {
         };
         let pool = &self.inner.core.pool;
         pool.announce(self.inner.owner);
+        // A reader is given the output, no more; what a writer is to be told may take longer.
+        if self.request.operation == Operation::ReadStream && output.len() as u64 <= KEPT_BYTES {
+            ending.is_near();
+        }
         finish(self.done, completion);
         self.inner.keep(instance, &end);
         pool.keep_word(self.inner.owner);
@@ -184,10 +188,10 @@ impl Task {
 }
 
 impl Job for Task {
-    fn run(self) {
+    fn run(self, ending: &Ending<'_>) {
         let queued_ns = nanos(self.submitted.elapsed());
         match self.execute() {
-            Ok((instance, end)) => self.complete(instance, end, queued_ns),
+            Ok((instance, end)) => self.complete(instance, end, queued_ns, ending),
             Err(failure) => self.fail(failure, queued_ns),
         }
         engine::settle();

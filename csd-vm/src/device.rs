@@ -328,8 +328,9 @@ impl Device {
     /// Queues an execution. `done` is called exactly once, on a worker thread, whatever happens;
     /// after [`Device::shutdown`] it is called at once, on this thread, with
     /// [`Failure::Stopped`]. Waits while the activation has `queue_depth` requests queued, unless
-    /// called from a `done`. An activation
-    /// belongs to the device that made it.
+    /// called from a `done`. The next request of the same activation may wait for the `done` of a
+    /// [`ReadStream`](crate::request::Operation::ReadStream), which is expected to take no longer
+    /// than handing the output on. An activation belongs to the device that made it.
     pub fn submit(&self, activation: &Activation, request: Request, done: Done) {
         let task = activation.task(request, None, done);
         self.queue.submit(activation.lane(), task);

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::abi::{DATA_AT, Execution, Places, REQUEST_BYTES, describe};
 use crate::cancellation::{Cancellation, Term};
+use crate::cost;
 use crate::device::{Core, LoadedProgram};
 use crate::engine::cage::{Access, Cage, CageConfig, CageError, DataImage, Layout, Region};
 use crate::engine::{Code, Deadline, Engine, Exit, Frame, Linked, Prepared};
@@ -54,6 +55,7 @@ pub(crate) struct End {
     pub(crate) status: Result<u64, Failure>,
     pub(crate) usage: Usage,
     emitted: u64,
+    /// Page faults, but those of bringing blocks of the snapshot in.
     faults: c_long,
 }
 
@@ -232,7 +234,7 @@ impl Instance {
     ) -> End {
         let time = request.limits.time.min(FOREVER);
         let call = [self.cage.address(Region::Call), REQUEST_BYTES as u64];
-        let before = Spent::so_far();
+        let before = (cost::processor(), cost::faults());
         let start = Instant::now();
         let term = Term {
             deadline: start + time,
@@ -264,9 +266,9 @@ impl Instance {
             None => Exit::Aborted,
         };
         let mut usage = execution.usage;
-        let (elapsed, spent) = (start.elapsed(), Spent::so_far());
+        let elapsed = start.elapsed();
         usage.run_ns = nanos(elapsed);
-        usage.processor_ns = nanos(spent.processor.saturating_sub(before.processor));
+        usage.processor_ns = nanos(cost::processor().saturating_sub(before.0));
         let (emitted, failure) = (execution.emitted, execution.failure.take());
         let status = match status(exit, failure, &term) {
             Err(Failure::TimedOut(_)) if elapsed < time => Err(Failure::ProcessorTime(
@@ -282,7 +284,7 @@ impl Instance {
             status,
             usage,
             emitted,
-            faults: spent.faults - before.faults,
+            faults: cost::faults() - before.1 - self.window.take_faults(),
         }
     }
 }
@@ -332,32 +334,6 @@ fn returned(value: u64) -> Result<u64, Failure> {
 
 pub(crate) fn nanos(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
-}
-
-/// What this thread has cost.
-struct Spent {
-    /// In its own code and in the system.
-    processor: Duration,
-    /// Page faults without I/O.
-    faults: c_long,
-}
-
-impl Spent {
-    fn so_far() -> Spent {
-        // The times of `rusage` are those of the last tick.
-        // SAFETY: zeroed structures of these types are valid, and the calls only write to them.
-        let (usage, time) = unsafe {
-            let mut usage: libc::rusage = std::mem::zeroed();
-            let mut time: libc::timespec = std::mem::zeroed();
-            libc::getrusage(libc::RUSAGE_THREAD, &mut usage);
-            libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time);
-            (usage, time)
-        };
-        Spent {
-            processor: Duration::new(time.tv_sec as u64, time.tv_nsec as u32),
-            faults: usage.ru_minflt,
-        }
-    }
 }
 
 #[cfg(test)]

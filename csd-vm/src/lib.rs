@@ -13,6 +13,7 @@ mod block_set;
 mod blocks;
 mod cache;
 mod cancellation;
+mod cost;
 pub mod device;
 pub mod engine;
 mod execution;
@@ -20,6 +21,7 @@ mod extents;
 mod frames;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod lab;
+mod mapping;
 mod pool;
 pub mod program;
 mod queue;

@@ -11,6 +11,11 @@
 //! so that nobody's slow kernels take all of them; they leave when they have found nothing to do
 //! for [`LINGER`].
 //!
+//! Who is told the end of a job often submits the next one at once, while the worker is still on its
+//! way back to the queue. Waking another worker for that would take longer than the way back, and
+//! the two would wait for each other: jobs of a lane are left to workers that have said that they are
+//! about to end one of it ([`Ending`]).
+//!
 //! Every job is either run or, after [`Queue::stop`], refused; none is dropped silently.
 
 use std::cell::Cell;
@@ -20,7 +25,7 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -45,8 +50,8 @@ pub struct Tenant(pub u64);
 
 /// What workers do.
 pub(crate) trait Job: Send + 'static {
-    /// Carries the job out. Must not unwind.
-    fn run(self);
+    /// Carries the job out, and may say before its end that it is near. Must not unwind.
+    fn run(self, ending: &Ending<'_>);
 
     /// Ends the job without running it: it was cancelled, or the device is stopping. Must not
     /// unwind.
@@ -56,11 +61,32 @@ pub(crate) trait Job: Send + 'static {
     fn is_cancelled(&self) -> bool;
 }
 
+/// By which a job says that its worker will look for the next one at once.
+pub(crate) struct Ending<'a> {
+    /// Where workers are counted that are about to end a job of this lane; not those that may not take
+    /// any job.
+    count: Option<&'a AtomicUsize>,
+    said: Cell<bool>,
+}
+
+impl Ending<'_> {
+    /// What is left to do takes less time than waking a thread, or little more.
+    pub(crate) fn is_near(&self) {
+        if let Some(count) = self.count
+            && !self.said.replace(true)
+        {
+            count.fetch_add(1, SeqCst);
+        }
+    }
+}
+
 /// The jobs of one activation. What is in here is only touched by who holds the queue's state.
 pub(crate) struct Lane<J> {
     tenant: Tenant,
     jobs: Mutex<VecDeque<J>>,
     running: AtomicUsize,
+    /// Workers that are about to end a job of it: taken away by who holds the queue's state.
+    ending: AtomicUsize,
 }
 
 impl<J> Lane<J> {
@@ -69,6 +95,7 @@ impl<J> Lane<J> {
             tenant,
             jobs: Mutex::new(VecDeque::new()),
             running: AtomicUsize::new(0),
+            ending: AtomicUsize::new(0),
         }
     }
 }
@@ -229,9 +256,10 @@ impl<J: Job> Shared<J> {
         if jobs.len() == 1 {
             state.ready.push_back(Arc::clone(lane));
         }
+        let left_to_others = jobs.len() <= lane.ending.load(SeqCst);
         drop(jobs);
         state.queued += 1;
-        let wake = state.idle > 0;
+        let wake = state.idle > 0 && !left_to_others;
         let watch = state.unwatched && state.queued > state.idle;
         drop(state);
         if wake {
@@ -314,7 +342,15 @@ impl<J: Job> Shared<J> {
         let mut state = self.state.lock();
         while !state.stopping {
             if let Some((job, lane)) = self.take(&mut state, relief) {
-                MutexGuard::unlocked(&mut state, || run_guarded(job));
+                let ending = Ending {
+                    count: (!relief).then_some(&lane.ending),
+                    said: Cell::new(false),
+                };
+                MutexGuard::unlocked(&mut state, || run_guarded(job, &ending));
+                if ending.said.get() {
+                    // What was left to this worker is taken before anybody else has the state.
+                    lane.ending.fetch_sub(1, SeqCst);
+                }
                 Self::ended(&mut state, &lane);
                 continue;
             }
@@ -367,8 +403,106 @@ impl<J: Job> Shared<J> {
 }
 
 /// Jobs must not unwind; should one do so all the same, its worker goes on.
-fn run_guarded<J: Job>(job: J) {
-    if catch_unwind(AssertUnwindSafe(|| job.run())).is_err() {
+fn run_guarded<J: Job>(job: J, ending: &Ending<'_>) {
+    if catch_unwind(AssertUnwindSafe(|| job.run(ending))).is_err() {
         tracing::error!("a job of the device panicked");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+    use std::thread::ThreadId;
+
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(20);
+
+    /// Tells who runs it, and that it is about to end if it is; ends when it may.
+    struct Told {
+        near: bool,
+        runs: Sender<ThreadId>,
+        may_end: Receiver<()>,
+    }
+
+    impl Job for Told {
+        fn run(self, ending: &Ending<'_>) {
+            if self.near {
+                ending.is_near();
+            }
+            self.runs.send(thread::current().id()).expect("listened to");
+            self.may_end.recv_timeout(LONG).expect("told to end");
+        }
+
+        fn refuse(self) {}
+
+        fn is_cancelled(&self) -> bool {
+            false
+        }
+    }
+
+    /// A job, where it tells who runs it, and by what it is told to end.
+    fn job(near: bool) -> (Told, Receiver<ThreadId>, Sender<()>) {
+        let (runs, who) = channel();
+        let (end, may_end) = channel();
+        let job = Told {
+            near,
+            runs,
+            may_end,
+        };
+        (job, who, end)
+    }
+
+    #[test]
+    fn the_next_job_of_a_lane_is_left_to_the_worker_that_is_about_to_end_one() {
+        let queue = Queue::start(2, 4).expect("workers");
+        let lane = Arc::new(Lane::new(Tenant(1)));
+        let (first, who, end) = job(true);
+        queue.submit(&lane, first);
+        let worker = who.recv_timeout(LONG).expect("it runs");
+        // The other one has begun to wait.
+        while queue.shared.state.lock().idle == 0 {
+            thread::sleep(PAUSE);
+        }
+        let (next, who, end_next) = job(false);
+        queue.submit(&lane, next);
+        let early = who.recv_timeout(Duration::from_millis(20));
+        assert_eq!(early, Err(RecvTimeoutError::Timeout));
+        end.send(()).expect("it listens");
+        assert_eq!(who.recv_timeout(LONG), Ok(worker));
+        end_next.send(()).expect("it listens");
+    }
+
+    #[test]
+    fn what_is_more_or_of_another_lane_is_run_meanwhile() {
+        let queue = Queue::start(3, 4).expect("workers");
+        let (lane, other) = (
+            Arc::new(Lane::new(Tenant(1))),
+            Arc::new(Lane::new(Tenant(1))),
+        );
+        for near in [true, false] {
+            let (first, who, end) = job(near);
+            queue.submit(&lane, first);
+            let worker = who.recv_timeout(LONG).expect("it runs");
+            let (elsewhere, who, end_elsewhere) = job(false);
+            queue.submit(&other, elsewhere);
+            assert_ne!(who.recv_timeout(LONG).expect("it runs"), worker);
+            // Of two one is left to the first worker at most.
+            let jobs = [job(false), job(false)].map(|(next, who, end)| {
+                queue.submit(&lane, next);
+                (who, end)
+            });
+            let begun = jobs.iter().any(|(who, _)| {
+                let worker_of_it = who.recv_timeout(Duration::from_secs(2));
+                worker_of_it.is_ok_and(|of_it| of_it != worker)
+            });
+            assert!(begun, "near: {near}");
+            for end in [end, end_elsewhere] {
+                end.send(()).expect("it listens");
+            }
+            for (_, end) in jobs {
+                end.send(()).expect("it listens");
+            }
+        }
     }
 }

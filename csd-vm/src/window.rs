@@ -19,16 +19,19 @@
 //! sequential and long reads go through the window.
 
 use std::collections::HashMap;
+use std::os::raw::c_long;
 use std::sync::Arc;
 
-use zns_backend::{DmaBuffer, Lba, ZonedDevice};
+use zns_backend::{DmaBuffer, ZonedDevice};
 
 use crate::block_set::BlockSet;
-use crate::blocks::{ask_for, check, past_the_end, read_extent, storage};
+use crate::blocks::{ask_for, read_extent};
 use crate::cancellation::Term;
+use crate::cost;
 use crate::engine::cage::{Access, Cage, CageError, CagePtr, Region};
-use crate::extents::{Extent, Resolved};
+use crate::extents::Resolved;
 use crate::frames::{FRAME_BLOCKS, Forget, Frames, Pin};
+use crate::mapping::{check_mapped, copy_extents, could_not_map, map_extent, mappable, touch};
 use crate::request::{BLOCK_SIZE, Piece, SnapshotMap};
 
 const BLOCK: u64 = BLOCK_SIZE as u64;
@@ -137,6 +140,8 @@ pub(crate) struct Window {
     pins: HashMap<u64, Pin>,
     /// Where the snapshot has frames.
     forget: Option<Forget>,
+    /// Page faults of bringing blocks in.
+    faults: c_long,
 }
 
 impl Window {
@@ -157,7 +162,13 @@ impl Window {
             block: DmaBuffer::new(BLOCK_SIZE),
             pins: HashMap::new(),
             forget: None,
+            faults: 0,
         }
+    }
+
+    /// Page faults of bringing blocks in since this was asked last.
+    pub(crate) fn take_faults(&mut self) -> c_long {
+        std::mem::take(&mut self.faults)
     }
 
     /// An execution on `snapshot` begins. What the window has of it from before stays.
@@ -334,16 +345,19 @@ impl Window {
         Ok(())
     }
 
-    /// Empties the window if it may not have as many frames more as `count` blocks can need.
+    /// Empties the window if it should not have as many frames more as `count` blocks can need.
     fn make_room(
         &mut self,
         cage: &mut Cage,
         source: Source<'_>,
         count: u64,
     ) -> std::result::Result<(), CageError> {
+        let (Some(frames), Some(snapshot)) = (source.frames, &self.snapshot) else {
+            return Ok(());
+        };
         let needed = count.div_ceil(FRAME_BLOCKS) as usize + 1;
-        let full = |frames: &Frames| self.pins.len() + needed > frames.per_window();
-        if source.frames.is_some_and(full) && !self.pins.is_empty() && !self.lent {
+        let full = self.pins.len() + needed > frames.enough_for(&**snapshot);
+        if full && !self.pins.is_empty() && !self.lent {
             self.move_to(cage, self.origin)?;
         }
         Ok(())
@@ -387,16 +401,22 @@ impl Window {
         self.forget.get_or_insert_with(|| frames.forgetting());
         let shown = count.min(FRAME_BLOCKS - within);
         let (file, offset) = pin.source(within);
-        let mapped = cage.map_window(at * BLOCK, file, offset, shown * BLOCK, true);
+        let before = cost::faults();
+        let mapped = cage.map_window(at * BLOCK, file, offset, shown * BLOCK, false);
+        let touched = mapped.is_err() || touch(cage, at, shown);
+        self.faults += cost::faults() - before;
         // Kept even if this failed: another part of it may be mapped.
         self.pins.insert(part, pin);
         match mapped {
-            Ok(()) => {
+            Ok(()) if touched => {
                 self.next_fill = first + shown;
                 Ok(shown)
             }
+            Ok(()) => Err(WindowError::Fault(
+                cage.address(Region::Window) + at * BLOCK,
+            )),
             Err(error) => {
-                tracing::debug!(%error, "blocks are copied that could not be mapped");
+                could_not_map(&error, shown);
                 Ok(0)
             }
         }
@@ -429,7 +449,9 @@ impl Window {
                 continue;
             }
             self.advise(source, self.origin + at, missing);
+            let before = cost::faults();
             let filled = self.fill(cage, source, at, missing);
+            self.faults += cost::faults() - before;
             if filled.is_err() {
                 cage.clear_window(at * BLOCK, missing * BLOCK)?;
             }
@@ -482,7 +504,8 @@ impl Window {
         for extent in &self.resolved.extents {
             if extent.blocks >= MAP_BLOCKS_MIN
                 && let Some(lba) = extent.lba
-                && map_extent(cage, source, at + extent.first, lba, extent.blocks)?
+                && let Some(from) = mappable(source, lba, extent.blocks)?
+                && map_extent(cage, source, at + extent.first, from, extent.blocks)
             {
                 copy_extents(cage, source, at, copied..extent.first, &self.resolved)?;
                 let sums = self.resolved.checksums(extent);
@@ -528,60 +551,5 @@ impl Drop for Window {
     fn drop(&mut self) {
         self.pins.clear();
         self.let_go();
-    }
-}
-
-/// Maps an extent if the device has a source for it, and has the operating system bring in what
-/// is not in its cache (asking for these very blocks first was measured, and slower by half).
-fn map_extent(cage: &mut Cage, source: Source<'_>, at: u64, lba: Lba, blocks: u64) -> Result<bool> {
-    let from = source.storage.map_source(lba, blocks).map_err(storage)?;
-    let Some(from) = from else {
-        return Ok(false);
-    };
-    let mapped = cage.map_window(at * BLOCK, from.fd, from.offset, blocks * BLOCK, true);
-    if let Err(error) = &mapped {
-        // Most likely the limit on mappings per process: copying needs one for all extents.
-        tracing::debug!(%error, %lba, blocks, "an extent is copied that could not be mapped");
-    }
-    Ok(mapped.is_ok())
-}
-
-/// Copies what `range` of the resolved blocks holds into the window, whose part for them starts
-/// at block `at`.
-fn copy_extents(
-    cage: &mut Cage,
-    source: Source<'_>,
-    at: u64,
-    range: std::ops::Range<u64>,
-    resolved: &Resolved,
-) -> Result<()> {
-    let blocks = range.end - range.start;
-    if blocks == 0 {
-        return Ok(());
-    }
-    cage.fill_window((at + range.start) * BLOCK, blocks * BLOCK, |bytes| {
-        // The bytes are fresh: holes stay untouched, and cost no memory.
-        let within = |extent: &&Extent| range.contains(&extent.first) && extent.lba.is_some();
-        for extent in resolved.extents.iter().filter(within) {
-            let from = ((extent.first - range.start) * BLOCK) as usize;
-            let len = (extent.blocks * BLOCK) as usize;
-            let bytes = &mut bytes[from..from + len];
-            read_extent(source.storage, extent, resolved, bytes)?;
-        }
-        Ok(())
-    })?
-}
-
-/// Checks blocks that were mapped at block `at` of the window.
-fn check_mapped(cage: &Cage, at: u64, lba: Lba, checksums: &[u32]) -> Result<()> {
-    let address = cage.address(Region::Window) + at * BLOCK;
-    let mapped = cage.check(address, checksums.len() as u64 * BLOCK, Access::Read);
-    let mapped = mapped.ok_or(WindowError::Fault(address))?;
-    match cage.look(mapped, |bytes| check(lba, bytes, checksums)) {
-        Ok(checked) => checked,
-        Err(fault) => {
-            let lba = lba.plus((fault.0 - mapped.offset()) / BLOCK);
-            Err(past_the_end(lba))
-        }
     }
 }

@@ -40,6 +40,8 @@ pub(crate) const FRAME_BLOCKS: u64 = 128;
 const FRAME_BYTES: usize = FRAME_BLOCKS as usize * BLOCK_SIZE;
 /// Frames filled at once ahead of need: so that the storage has more than one request to do.
 const FILLERS: usize = 3;
+/// Frames that a cage has mapped of a snapshot that is too large for all of it to stay.
+const PASSING_FRAMES: usize = 64;
 /// How long somebody waits for a frame before the time is looked at.
 const PATIENCE: Duration = Duration::from_millis(2);
 
@@ -62,6 +64,7 @@ struct State {
 /// The frames of a device.
 pub(crate) struct Frames {
     shared: Arc<Shared>,
+    frames_max: usize,
     per_window: usize,
 }
 
@@ -85,7 +88,7 @@ impl Frames {
         if frames_max < 4 * FILLERS || storage.in_memory() {
             return None;
         }
-        let memory = Memory::new(frames_max * FRAME_BYTES)
+        let memory = Memory::new(frames_max, FRAME_BYTES)
             .inspect_err(|error| tracing::warn!(%error, "no memory for blocks that kernels read"))
             .ok()?;
         let shared = Shared {
@@ -101,6 +104,7 @@ impl Frames {
         };
         Some(Frames {
             shared: Arc::new(shared),
+            frames_max,
             per_window: frames_max / 4 * 3,
         })
     }
@@ -108,6 +112,15 @@ impl Frames {
     /// How many frames one cage may have mapped: not all of them, so that others get some.
     pub(crate) fn per_window(&self) -> usize {
         self.per_window
+    }
+
+    /// How many frames of a snapshot one cage should have mapped, if it can do with them: of one that
+    /// is gone through without staying, few, so that others of it can stay.
+    pub(crate) fn enough_for(&self, snapshot: &dyn SnapshotMap) -> usize {
+        match table::is_large(snapshot, self.frames_max) {
+            true => self.per_window.min(PASSING_FRAMES),
+            false => self.per_window,
+        }
     }
 
     /// The frame with part `index` of a snapshot, which is read unless it is there. None if all frames
@@ -132,7 +145,7 @@ impl Frames {
                 Found::Nowhere => return Ok(None),
                 Found::Claimed(claim) => {
                     drop(state);
-                    let mut filling = Filling { shared, claim };
+                    let filling = Filling { shared, claim };
                     if !filling.has_memory() {
                         return Ok(None);
                     }
@@ -209,12 +222,19 @@ impl Frames {
 impl Forget {
     /// Lets go of what is held of a snapshot, and of what was to be.
     pub(crate) fn forget(&self, snapshot: &Arc<dyn SnapshotMap>) {
-        let shared = &self.0;
-        let frames = shared.state.lock().table.forget(snapshot);
-        for frame in frames {
-            let given_back = shared.memory.give_back(bytes_of(frame));
-            let mut state = shared.state.lock();
-            state.table.given_back(frame, given_back.is_err());
+        let Shared { memory, state, .. } = &*self.0;
+        let frames = {
+            let mut state = state.lock();
+            let provided = |frame| memory.is_provided(frame);
+            state.table.forget(snapshot, provided)
+        };
+        // Huge pages go as a whole.
+        for run in frames.chunk_by(|one, next| one + 1 == *next) {
+            let run = run[0]..run[0] + run.len();
+            if let Err(error) = memory.give_back(run.clone()) {
+                tracing::debug!(%error, "memory of frames is kept");
+            }
+            state.lock().table.given_back(run);
         }
     }
 }
@@ -241,26 +261,27 @@ impl Shared {
     fn fill_one(&self, ahead: Ahead) {
         let shared = self;
         let claim = ahead.claim;
-        let mut filling = Filling { shared, claim };
+        let filling = Filling { shared, claim };
         let Some(snapshot) = ahead.snapshot.upgrade() else {
             return;
         };
         if filling.has_memory() && filling.fill(&*snapshot, ahead.index).is_ok() {
+            let lot = shared.memory.lot_of(claim.frame);
             filling.idle();
+            // Frames that were never used are used in order: whoever comes to the next huge page finds
+            // it there.
+            shared.memory.provide_ahead(lot.end);
         }
     }
 }
 
 impl Filling<'_> {
-    fn has_memory(&mut self) -> bool {
-        if !self.claim.provided {
-            let provided = self.shared.memory.provide(bytes_of(self.claim.frame));
-            if let Err(error) = &provided {
-                tracing::debug!(%error, "no memory for one more frame of blocks");
-            }
-            self.claim.provided = provided.is_ok();
+    fn has_memory(&self) -> bool {
+        let provided = self.shared.memory.provide(self.claim.frame);
+        if let Err(error) = &provided {
+            tracing::debug!(%error, "no memory for one more frame of blocks");
         }
-        self.claim.provided
+        provided.is_ok()
     }
 
     /// Reads and checks part `index` of a snapshot. There is memory.
@@ -281,7 +302,7 @@ impl Filling<'_> {
         resolved.tail_bytes = (end % BLOCK_SIZE as u64) as usize;
         // SAFETY: there is memory (`has_memory`), and the frame is claimed: it is in no cage, and
         // whoever looks for it waits until the claim is over.
-        let bytes = unsafe { self.shared.memory.bytes(bytes_of(self.claim.frame)) };
+        let bytes = unsafe { self.shared.memory.bytes(self.claim.frame) };
         read_extents(storage, &resolved, bytes)
     }
 
@@ -317,7 +338,7 @@ impl Pin {
     /// The file that the frame can be mapped from, and the byte of it that block `block` of the frame
     /// is at.
     pub(crate) fn source(&self, block: u64) -> (BorrowedFd<'_>, u64) {
-        let at = bytes_of(self.frame).start as u64 + block * BLOCK_SIZE as u64;
+        let at = self.shared.memory.range(self.frame).start as u64 + block * BLOCK_SIZE as u64;
         (self.shared.memory.fd(), at)
     }
 }
@@ -326,10 +347,6 @@ impl Drop for Pin {
     fn drop(&mut self) {
         self.shared.state.lock().table.unpin(self.frame);
     }
-}
-
-fn bytes_of(frame: usize) -> Range<usize> {
-    frame * FRAME_BYTES..(frame + 1) * FRAME_BYTES
 }
 
 #[cfg(test)]

@@ -2,11 +2,18 @@
 //! behind the lock of [`super::Frames`].
 //!
 //! A frame is free, is being filled for its one claimant, waits to be filled ahead of need, or is
-//! ready: then any number of cages may have it mapped (`users`), and with none it is idle, and the
-//! one that has been so for the longest time goes first. A frame of a snapshot that was forgotten
-//! (`of` is none) holds nothing that can be found; it is free as soon as nobody uses it.
+//! ready: then any number of cages may have it mapped (`users`), and with none it is idle. A frame of
+//! a snapshot that was forgotten (`of` is none) holds nothing that can be found; it is free as soon as
+//! nobody uses it.
+//!
+//! Of the idle frames the one goes first that has been so for the longest time. Where a snapshot is
+//! larger than all frames, those of it that were used once go before them, but for every 32nd: going
+//! through such a file again and again would otherwise find nothing, and so finds what was read first.
+//! (The bimodal insertion of Qureshi and others, Adaptive Insertion Policies for High Performance
+//! Caching, ISCA 2007; which snapshots need it is known from their size.)
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::ops::Range;
 use std::sync::{Arc, Weak};
 
 use crate::request::SnapshotMap;
@@ -15,6 +22,8 @@ use crate::request::SnapshotMap;
 const KEPT_FRAMES: usize = 16;
 /// Frames that may wait to be filled ahead of need.
 const QUEUED_MAX: usize = 64;
+/// Of so many frames of a large snapshot one is kept though it was used once: what is used changes.
+const KEPT_ONE_IN: u64 = 32;
 
 /// A part of a snapshot, as long as a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,16 +53,19 @@ enum State {
 struct Frame {
     of: Option<Part>,
     state: State,
-    /// Whether memory is behind it.
-    provided: bool,
     users: usize,
-    /// When it became idle.
-    idle_since: u64,
+    /// It was used since it was filled, and again.
+    used: bool,
+    again: bool,
+    /// Its place among the idle ones.
+    idle_at: i64,
 }
 
 /// What the table has of a snapshot. The reference keeps its address from being used again.
 struct Contents {
     snapshot: Weak<dyn SnapshotMap>,
+    /// It is larger than what there is for it.
+    large: bool,
     frames: HashMap<u64, usize>,
 }
 
@@ -61,7 +73,6 @@ struct Contents {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Claim {
     pub(super) frame: usize,
-    pub(super) provided: bool,
 }
 
 /// What the table knows of a part.
@@ -87,8 +98,10 @@ pub(super) struct Table {
     frames: Vec<Frame>,
     frames_max: usize,
     free: Vec<usize>,
-    idle: BTreeMap<u64, usize>,
-    idled: u64,
+    /// By their places: the first goes first.
+    idle: BTreeMap<i64, usize>,
+    /// Frames that became idle so far, those to go first and the others.
+    idled: (u64, u64),
     files: HashMap<usize, Contents>,
     queue: VecDeque<(Part, usize)>,
 }
@@ -100,7 +113,7 @@ impl Table {
             frames_max,
             free: Vec::new(),
             idle: BTreeMap::new(),
-            idled: 0,
+            idled: (0, 0),
             files: HashMap::new(),
             queue: VecDeque::new(),
         }
@@ -119,8 +132,10 @@ impl Table {
             State::Ready => {
                 let found = &mut self.frames[frame];
                 if found.users == 0 {
-                    self.idle.remove(&found.idle_since);
+                    self.idle.remove(&found.idle_at);
                 }
+                found.again |= found.used;
+                found.used = true;
                 found.users += 1;
                 Found::Ready(frame)
             }
@@ -128,10 +143,7 @@ impl Table {
                 // It is needed before its turn.
                 self.queue.retain(|(_, queued)| *queued != frame);
                 self.frames[frame].state = State::Filling;
-                Found::Claimed(Claim {
-                    frame,
-                    provided: self.frames[frame].provided,
-                })
+                Found::Claimed(Claim { frame })
             }
             State::Filling | State::Free => Found::Filling,
         }
@@ -160,19 +172,17 @@ impl Table {
         Some(Ahead {
             snapshot: Weak::clone(&contents.snapshot),
             index: part.index,
-            claim: Claim {
-                frame,
-                provided: self.frames[frame].provided,
-            },
+            claim: Claim { frame },
         })
     }
 
     /// A claimed frame has been filled, for so many users.
     pub(super) fn filled(&mut self, frame: usize, users: usize) {
         let filled = &mut self.frames[frame];
-        filled.provided = true;
         filled.state = State::Ready;
         filled.users = users;
+        filled.used = users > 0;
+        filled.again = false;
         if users == 0 {
             self.rest(frame);
         }
@@ -181,7 +191,6 @@ impl Table {
     /// A claimed frame could not be filled.
     pub(super) fn failed(&mut self, claim: Claim) {
         self.detach(claim.frame);
-        self.frames[claim.frame].provided = claim.provided;
         self.release(claim.frame);
     }
 
@@ -193,9 +202,14 @@ impl Table {
         }
     }
 
-    /// Forgets what is held of a snapshot. Returns the frames whose memory is to be given back; they
-    /// are free when that is [done](Table::given_back).
-    pub(super) fn forget(&mut self, snapshot: &Arc<dyn SnapshotMap>) -> Vec<usize> {
+    /// Forgets what is held of a snapshot. Returns the frames whose memory is to be given back, of
+    /// those that have some, in ascending order; they are free when that is
+    /// [done](Table::given_back).
+    pub(super) fn forget(
+        &mut self,
+        snapshot: &Arc<dyn SnapshotMap>,
+        provided: impl Fn(usize) -> bool,
+    ) -> Vec<usize> {
         let file = Part::of(snapshot, 0).file;
         let Some(contents) = self.files.remove(&file) else {
             return Vec::new();
@@ -206,26 +220,30 @@ impl Table {
             forgotten.of = None;
             match forgotten.state {
                 State::Ready if forgotten.users == 0 => {
-                    self.idle.remove(&forgotten.idle_since);
+                    self.idle.remove(&forgotten.idle_at);
                     self.release(frame);
                 }
                 State::Queued => self.release(frame),
                 _ => {}
             }
         }
-        let (frames, mut kept) = (&self.frames, 0);
-        let mut surplus = |frame: &usize| {
-            let provided = frames[*frame].provided;
-            kept += usize::from(provided);
-            provided && kept > KEPT_FRAMES
+        // The first ones are kept, and used first: what memory there is lies together.
+        self.free.sort_unstable();
+        // Those that were provided with their neighbours and never used come after all others.
+        let never_used = self.frames.len()..self.frames_max;
+        let mut kept = never_used.take_while(|frame| provided(*frame)).count();
+        let mut surplus = |frame: &mut usize| {
+            kept += usize::from(provided(*frame));
+            provided(*frame) && kept > KEPT_FRAMES
         };
-        self.free.extract_if(.., |frame| surplus(frame)).collect()
+        let given_back = self.free.extract_if(.., |frame| surplus(frame)).collect();
+        self.free.reverse();
+        given_back
     }
 
-    /// Memory of frames that [`Table::forget`] named has been given back, or kept.
-    pub(super) fn given_back(&mut self, frame: usize, provided: bool) {
-        self.frames[frame].provided = provided;
-        self.free.push(frame);
+    /// The memory of frames that [`Table::forget`] named has been given back, or kept.
+    pub(super) fn given_back(&mut self, frames: Range<usize>) {
+        self.free.splice(..0, frames.rev());
     }
 
     fn frame_of(&self, part: Part) -> Option<usize> {
@@ -241,9 +259,10 @@ impl Table {
                 self.frames.push(Frame {
                     of: None,
                     state: State::Free,
-                    provided: false,
                     users: 0,
-                    idle_since: 0,
+                    used: false,
+                    again: false,
+                    idle_at: 0,
                 });
                 self.frames.len() - 1
             }
@@ -255,16 +274,14 @@ impl Table {
         };
         let contents = self.files.entry(part.file).or_insert_with(|| Contents {
             snapshot: Arc::downgrade(snapshot),
+            large: is_large(&**snapshot, self.frames_max),
             frames: HashMap::new(),
         });
         contents.frames.insert(part.index, frame);
         let claimed = &mut self.frames[frame];
         claimed.of = Some(part);
         claimed.state = State::Filling;
-        Some(Claim {
-            frame,
-            provided: claimed.provided,
-        })
+        Some(Claim { frame })
     }
 
     /// What was in a frame cannot be found any more.
@@ -282,16 +299,36 @@ impl Table {
 
     /// Nobody uses a frame any more that is ready.
     fn rest(&mut self, frame: usize) {
-        if self.frames[frame].of.is_none() {
+        let Some(part) = self.frames[frame].of else {
             return self.release(frame);
-        }
-        self.idled += 1;
-        self.frames[frame].idle_since = self.idled;
-        self.idle.insert(self.idled, frame);
+        };
+        let large = self.files.get(&part.file).is_some_and(|file| file.large);
+        let resting = &mut self.frames[frame];
+        let (first, last) = &mut self.idled;
+        resting.idle_at = if large && resting.used && !resting.again {
+            *first += 1;
+            match first.is_multiple_of(KEPT_ONE_IN) {
+                false => -first.cast_signed(),
+                true => next(last),
+            }
+        } else {
+            next(last)
+        };
+        self.idle.insert(resting.idle_at, frame);
     }
 
     fn release(&mut self, frame: usize) {
         self.frames[frame].state = State::Free;
         self.free.push(frame);
     }
+}
+
+fn next(count: &mut u64) -> i64 {
+    *count += 1;
+    count.cast_signed()
+}
+
+/// Whether so many frames are too few for a snapshot, as others and what is read ahead need some.
+pub(super) fn is_large(snapshot: &dyn SnapshotMap, frames: usize) -> bool {
+    snapshot.size().div_ceil(super::FRAME_BYTES as u64) > (frames / 4 * 3) as u64
 }

@@ -103,7 +103,7 @@ fn take(frames: &Frames, file: &Arc<File>, index: u64) -> Result<Option<Pin>, Wi
 /// The first and the last byte of each block.
 fn edges(pin: &Pin) -> Vec<(u8, u8)> {
     // SAFETY: nobody fills a frame that has a pin, and the reference ends before the pin does.
-    let bytes = unsafe { pin.shared.memory.bytes(bytes_of(pin.frame)) };
+    let bytes = unsafe { pin.shared.memory.bytes(pin.frame) };
     let blocks = bytes.chunks(BLOCK_SIZE);
     blocks
         .map(|block| (block[0], block[BLOCK_SIZE - 1]))
@@ -247,5 +247,93 @@ fn a_block_that_is_not_what_it_was_is_an_error_each_time() {
             matches!(&error, WindowError::Storage(why) if why.contains(&format!("LBA {lba} "))),
             "{error:?}"
         );
+    }
+}
+
+#[test]
+fn going_through_a_file_twice_the_memory_again_finds_half_of_it() {
+    const PARTS: u64 = 32;
+    let storage = Storage::new();
+    let file = storage.file(0, frame_bytes(PARTS), 1);
+    let frames = storage.frames(PARTS / 2);
+    let pass = || {
+        let before = file.resolved.load(Relaxed);
+        for index in 0..PARTS {
+            let pin = take(&frames, &file, index).expect("read").expect("a frame");
+            assert_eq!(edges(&pin)[1].0, 2u8.wrapping_add((128 * index) as u8));
+        }
+        file.resolved.load(Relaxed) - before
+    };
+    assert_eq!(pass(), PARTS as usize);
+    for number in 2..5 {
+        let read = pass();
+        assert!(
+            read <= PARTS as usize / 2 + 3,
+            "{read} parts are read in pass {number}"
+        );
+    }
+}
+
+#[test]
+fn a_large_file_does_not_keep_out_what_is_used_after_it() {
+    let storage = Storage::new();
+    let large = storage.file(0, frame_bytes(32), 1);
+    let small = storage.file(4, frame_bytes(8), 1);
+    let frames = storage.frames(16);
+    for index in (0..32).chain(0..32) {
+        take(&frames, &large, index)
+            .expect("read")
+            .expect("a frame");
+    }
+    for index in (0..8).chain(0..8) {
+        take(&frames, &small, index)
+            .expect("read")
+            .expect("a frame");
+    }
+    assert_eq!(small.resolved.load(Relaxed), 8);
+    // Nor what is used in it later: one part after the other finds its place.
+    let mut read = usize::MAX;
+    for _ in 0..200 {
+        let before = large.resolved.load(Relaxed);
+        for index in 24..28 {
+            take(&frames, &large, index)
+                .expect("read")
+                .expect("a frame");
+        }
+        read = large.resolved.load(Relaxed) - before;
+        if read == 0 {
+            break;
+        }
+    }
+    assert_eq!(read, 0, "parts are read again and again");
+}
+
+#[test]
+fn memory_comes_with_or_without_huge_pages() {
+    for refused in [false, true] {
+        let memory = Memory::new(10, FRAME_BYTES).expect("memory");
+        if refused {
+            memory.refuse_huge_pages();
+        }
+        let bytes = |unit| {
+            // SAFETY: it was provided, and nobody else has the memory.
+            unsafe { memory.bytes(unit) }
+        };
+        // The last ones are no whole huge page.
+        for unit in [5, 0, 9, 6] {
+            memory.provide(unit).expect("memory");
+            assert!(memory.is_provided(unit));
+            assert!(bytes(unit).iter().all(|byte| *byte == 0));
+            bytes(unit).fill(unit as u8);
+        }
+        memory.give_back(5..6).expect("given back");
+        assert!(!memory.is_provided(5));
+        // The rest of what may be a huge page stays what it was.
+        assert!(bytes(6).iter().all(|byte| *byte == 6));
+        memory.provide(5).expect("memory");
+        assert!(bytes(5).iter().all(|byte| *byte == 0));
+        memory.provide_ahead(3);
+        memory.provide_ahead(10);
+        assert!(bytes(0).iter().all(|byte| *byte == 0));
     }
 }

@@ -3,10 +3,11 @@
 //!
 //! `read`, `write`, `attach` and `requests` work on files of a mount, as any process does: they set
 //! attributes and read and write. `memory` runs kernels on an emulated device in this process,
-//! with the cage and without it. Needs the feature `offload`.
+//! with the cage and without it, `image` on one whose storage is an image file. Needs the feature `offload`.
 
 mod attach;
 mod contend;
+mod image;
 mod kernels;
 mod memory;
 mod os;
@@ -44,6 +45,8 @@ enum Work {
     Requests(requests::Arguments),
     /// Runs a kernel in this process.
     Memory(memory::Arguments),
+    /// Runs a kernel in this process, on data of an image file that is in no cache.
+    Image(image::Arguments),
 }
 
 fn main() -> io::Result<()> {
@@ -54,6 +57,7 @@ fn main() -> io::Result<()> {
         Work::Attach(arguments) => attach::run(&arguments)?,
         Work::Requests(arguments) => requests::run(&arguments)?,
         Work::Memory(arguments) => memory::run(&arguments)?,
+        Work::Image(arguments) => image::run(&arguments)?,
     };
     println!("{result}");
     Ok(())

@@ -36,8 +36,8 @@ pub(crate) struct Arguments {
 }
 
 /// A file on the device, one piece per zone.
-struct Contents {
-    size: u64,
+pub(crate) struct Contents {
+    pub(crate) size: u64,
     zones: Vec<(Lba, Arc<[u32]>)>,
     /// Blocks of a zone.
     capacity: u64,
@@ -68,11 +68,13 @@ impl SnapshotMap for Contents {
     }
 }
 
-/// Writes `data` to a device in memory, from its second zone on.
-fn place(data: &[u8]) -> io::Result<(Arc<dyn ZonedDevice>, Arc<Contents>)> {
-    let geometry = Geometry::for_size(data.len() as u64 * 2 + (1 << 30));
-    let geometry = geometry.map_err(io::Error::other)?;
-    let device = MemDevice::new(geometry).map_err(io::Error::other)?;
+/// A device for `bytes` of data.
+pub(crate) fn geometry(bytes: usize) -> io::Result<Geometry> {
+    Geometry::for_size(bytes as u64 * 2 + (1 << 30)).map_err(io::Error::other)
+}
+
+/// Writes `data` to an empty device, from its second zone on.
+pub(crate) fn place(device: &dyn ZonedDevice, data: &[u8]) -> io::Result<Arc<Contents>> {
     let capacity = device.geometry().zone_capacity;
     let mut zones = Vec::new();
     for (index, part) in data.chunks(capacity as usize * BLOCK).enumerate() {
@@ -89,22 +91,25 @@ fn place(data: &[u8]) -> io::Result<(Arc<dyn ZonedDevice>, Arc<Contents>)> {
         zones.push((lba, part.chunks(BLOCK).map(crc32c::crc32c).collect()));
     }
     let size = data.len() as u64;
-    let contents = Contents {
+    Ok(Arc::new(Contents {
         size,
         zones,
         capacity,
-    };
-    Ok((Arc::new(device), Arc::new(contents)))
+    }))
 }
 
 /// A kernel on a device of its own.
-struct OnDevice {
+pub(crate) struct OnDevice {
     device: Arc<Device>,
     activation: Activation,
 }
 
 impl OnDevice {
-    fn new(storage: &Arc<dyn ZonedDevice>, name: &str, uncaged: bool) -> io::Result<OnDevice> {
+    pub(crate) fn new(
+        storage: &Arc<dyn ZonedDevice>,
+        name: &str,
+        uncaged: bool,
+    ) -> io::Result<OnDevice> {
         let config = DeviceConfig {
             uncaged,
             ..DeviceConfig::default()
@@ -116,11 +121,16 @@ impl OnDevice {
     }
 
     /// One pass over the file, as a filesystem would have it.
-    fn pass(&self, file: &Arc<Contents>, arguments: &Arguments) -> io::Result<Duration> {
-        let words: Arc<[u64]> = arguments.arguments.clone().into();
+    pub(crate) fn pass(
+        &self,
+        file: &Arc<Contents>,
+        arguments: &[u64],
+        stride: usize,
+    ) -> io::Result<Duration> {
+        let words: Arc<[u64]> = arguments.into();
         let begun = Instant::now();
-        for offset in (0..file.size).step_by(arguments.stride) {
-            let size = (arguments.stride as u64).min(file.size - offset);
+        for offset in (0..file.size).step_by(stride) {
+            let size = (stride as u64).min(file.size - offset);
             let request = request(file, offset, size, &words);
             let (sender, receiver) = mpsc::sync_channel(1);
             let done = Box::new(move |completion: Completion<'_>| {
@@ -136,7 +146,7 @@ impl OnDevice {
     }
 
     /// Processor time in kernels so far.
-    fn in_kernels(&self) -> Duration {
+    pub(crate) fn in_kernels(&self) -> Duration {
         Duration::from_nanos(self.activation.statistics().processor_ns)
     }
 }
@@ -181,13 +191,13 @@ impl Rates {
     }
 }
 
-fn mib(bytes: usize) -> f64 {
+pub(crate) fn mib(bytes: usize) -> f64 {
     bytes as f64 / (1 << 20) as f64
 }
 
 /// Keeps processors from sleeping deeply while this is open, as the daemon does while requests keep
 /// coming: waking them would cost more than a request. Where that is not possible it costs so.
-fn stay_awake() -> Option<File> {
+pub(crate) fn stay_awake() -> Option<File> {
     let mut latency = File::options()
         .write(true)
         .open("/dev/cpu_dma_latency")
@@ -200,11 +210,14 @@ pub(crate) fn run(arguments: &Arguments) -> io::Result<Value> {
     let _awake = stay_awake();
     let mut data = vec![0; arguments.bytes];
     kernels::fill(1, &mut data);
-    let (storage, file) = place(&data)?;
+    let device = MemDevice::new(geometry(data.len())?).map_err(io::Error::other)?;
+    let file = place(&device, &data)?;
+    let storage: Arc<dyn ZonedDevice> = Arc::new(device);
+    let pass = |on: &OnDevice| on.pass(&file, &arguments.arguments, arguments.stride);
     let mut native = Native::new(&arguments.kernel, &arguments.arguments)?;
     let mut vectors = Native::vectors(&arguments.kernel, &arguments.arguments)?;
     let uncaged = OnDevice::new(&storage, &arguments.kernel, true)?;
-    uncaged.pass(&file, arguments)?;
+    pass(&uncaged)?;
     let mut rates = Rates {
         bytes: data.len(),
         ..Rates::default()
@@ -221,14 +234,12 @@ pub(crate) fn run(arguments: &Arguments) -> io::Result<Value> {
             measured.push(mib(data.len()) / (os::thread_time() - begun).as_secs_f64());
         }
         let caged = OnDevice::new(&storage, &arguments.kernel, false)?;
-        rates.first.push(rates.of(caged.pass(&file, arguments)?));
+        rates.first.push(rates.of(pass(&caged)?));
         let before = caged.in_kernels();
-        rates.caged.push(rates.of(caged.pass(&file, arguments)?));
+        rates.caged.push(rates.of(pass(&caged)?));
         rates.in_cage.push(rates.of(caged.in_kernels() - before));
         let before = uncaged.in_kernels();
-        rates
-            .uncaged
-            .push(rates.of(uncaged.pass(&file, arguments)?));
+        rates.uncaged.push(rates.of(pass(&uncaged)?));
         rates.in_open.push(rates.of(uncaged.in_kernels() - before));
     }
     Ok(json!({
