@@ -293,7 +293,10 @@ fn a_bulk_load_puts_as_many_entries_into_a_leaf_as_fit() {
         (0..count).for_each(|_| _ = entries.next());
         if let Some((next, value)) = entries.peek() {
             assert!(leaf.node().upper().unwrap() <= **next);
-            assert!(!leaf.insert(count, next, edit::Stored::inline(value)), "{count}");
+            assert!(
+                !leaf.insert(count, next, edit::Stored::inline(value)),
+                "{count}"
+            );
         }
     }
 }

@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 const BATCH_MAX: usize = 64;
 /// Turns of the hand in search of victims: the first may only mark, and each takes twice as much heat away
 /// as the one before, so that by then all pages have lost theirs that are not in use.
-const TURNS_MAX: usize = 8;
+const TURNS_MAX: usize = 7;
 /// How long a thread waits for a frame when everything is latched, before it gives up.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// How long it sleeps in between unless a frame comes free.

@@ -21,7 +21,7 @@ const NUMBER_MASK: u64 = (1 << HEAT_SHIFT) - 1;
 const FRESH: u8 = 0x7f;
 /// What a page gains in a turn in which it was used, and the most that it has. It loses one in others.
 const GAIN: u8 = 4;
-const HEAT_MAX: u8 = 31;
+const HEAT_MAX: u8 = 15;
 
 /// How a page comes into memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -187,7 +187,7 @@ mod tests {
         assert_eq!(turns, 3 * usize::from(GAIN));
         (0..20).for_each(|_| met().warm());
         assert_eq!(met().heat(), HEAT_MAX);
-        assert!(met().cool(20) && met().cool(20) && !met().cool(20));
+        assert!(met().cool(10) && met().cool(10) && !met().cool(10));
         assert_eq!(met().page, PageId(7));
     }
 
