@@ -13,7 +13,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
@@ -97,7 +99,13 @@ impl Mount {
     }
 
     fn unmount(mut self) {
-        umount2(&self.dir, MntFlags::empty()).unwrap();
+        // The kernel lets go of a file a moment after the last transfer of a ring has ended.
+        let begun = Instant::now();
+        while let Err(error) = umount2(&self.dir, MntFlags::empty()) {
+            assert_eq!(error, Errno::EBUSY);
+            assert!(begun.elapsed() < Duration::from_secs(10), "busy for ever");
+            thread::sleep(Duration::from_millis(5));
+        }
         let daemon = self.daemon.take().expect("mounted until now");
         daemon.join().expect("the daemon ended well");
     }

@@ -138,6 +138,39 @@ fn an_evicted_and_reloaded_page_does_not_validate_for_a_reader_from_before() {
 }
 
 #[test]
+fn a_page_that_is_evicted_right_after_it_was_read_does_not_validate_for_its_reader() {
+    model(None, || {
+        let page = Arc::new(Page {
+            word: AtomicU64::new(0),
+            data: [AtomicU64::new(0), AtomicU64::new(0)],
+        });
+        let evictor = thread::spawn({
+            let page = Arc::clone(&page);
+            move || {
+                let state = page.state();
+                let seen = state.load();
+                if seen.latch() == Latch::Marked && state.try_exclusive(seen) {
+                    page.data
+                        .iter()
+                        .for_each(|word| word.store(0, Ordering::Relaxed));
+                    state.release_evicted();
+                }
+            }
+        });
+        let state = page.state();
+        assert!(state.try_fault(state.load()));
+        page.data
+            .iter()
+            .for_each(|word| word.store(7, Ordering::Relaxed));
+        state.release_marked();
+        if let Some(words) = page.read_optimistically() {
+            assert_eq!(words, [7, 7]);
+        }
+        evictor.join().unwrap();
+    });
+}
+
+#[test]
 fn exclusive_latches_exclude_each_other_and_nobody_waits_for_ever() {
     model(None, || {
         let page = Page::resident();

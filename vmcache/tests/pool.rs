@@ -1,5 +1,8 @@
 //! The pool by itself: its bound, its latches, and what it does when the medium refuses.
 
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -38,9 +41,13 @@ impl Storage for Refusing {
 const FRAMES: usize = 32;
 
 fn pool() -> (Arc<InPlace<Refusing>>, BufferPool) {
+    pool_of(FRAMES)
+}
+
+fn pool_of(frames_max: usize) -> (Arc<InPlace<Refusing>>, BufferPool) {
     let store = Arc::new(InPlace::new(Refusing::default()));
     let options = PoolOptions {
-        frames_max: FRAMES,
+        frames_max,
         pages_max: 1 << 16,
         check: |_, _| Ok(()),
     };
@@ -129,6 +136,62 @@ fn pages_that_cannot_be_written_stay_in_memory_and_the_refusal_is_reported() {
         image.verify(PageId(page)).unwrap();
         assert_eq!(number_of(&image), Some(page));
     }
+}
+
+/// A pool of 256 frames over a thousand pages on the medium.
+fn pool_of_256() -> BufferPool {
+    let (_, pool) = pool_of(256);
+    for page in 0..1000 {
+        pool.create(PageId(page)).unwrap().write(&filled(page));
+    }
+    pool.flush().unwrap();
+    pool
+}
+
+/// Reads a page; whether it was in memory.
+fn hits(pool: &BufferPool, page: u64) -> bool {
+    let before = pool.stats().reads;
+    let guard = pool.optimistic(PageId(page)).unwrap();
+    assert_eq!(guard.read(|view| number_of(view)), Ok(Some(page)));
+    pool.stats().reads == before
+}
+
+#[test]
+fn of_a_skewed_load_the_pool_misses_less_than_if_it_evicted_what_was_used_longest_ago() {
+    let pool = pool_of_256();
+    let mut rng = StdRng::seed_from_u64(1);
+    let (mut misses, mut misses_lru) = (0, 0);
+    let (mut last_used, mut by_age) = (vec![0; 1000], BTreeMap::new());
+    for step in 1..60_000_u64 {
+        let page = (1000.0 * rng.random::<f64>().powi(3)) as u64;
+        misses += u64::from(!hits(&pool, page));
+        if by_age.remove(&last_used[page as usize]).is_none() {
+            misses_lru += 1;
+            if by_age.len() == 256 {
+                let (_, oldest): (u64, u64) = by_age.pop_first().unwrap();
+                last_used[oldest as usize] = 0;
+            }
+        }
+        last_used[page as usize] = step;
+        by_age.insert(step, page);
+    }
+    assert!(misses * 20 < misses_lru * 19, "{misses} of {misses_lru}");
+}
+
+#[test]
+fn pages_in_use_stay_while_a_scan_passes_and_others_take_their_place_when_they_are_in_use_no_more()
+{
+    let pool = pool_of_256();
+    let missed = |pages: std::ops::Range<u64>| pages.filter(|&page| !hits(&pool, page)).count();
+    (0..8).for_each(|_| _ = missed(0..150));
+    let mut misses = 0;
+    for scanned in (300..900).step_by(40) {
+        missed(scanned..scanned + 40);
+        misses += missed(0..150);
+    }
+    assert!(misses < 50, "{misses} of 2250");
+    let rounds = (0..30).take_while(|_| missed(500..700) > 0).count();
+    assert!(rounds < 20, "in memory after {rounds} rounds");
 }
 
 #[test]

@@ -205,10 +205,12 @@ fn run(target: &Target, cells: &[Cell], seconds: f64, warm: f64) -> Result<(), P
             warm_up(&*engine, target, warm)?;
         }
         for cell in group {
+            let read_before = read_bytes();
             let report = measure(cell, seconds, inserted)?;
+            let read = read_bytes().zip(read_before).map(|(now, then)| now - then);
             inserted = report.inserted;
             std::fs::write(target.inserted_at(), inserted.to_string())?;
-            println!("{}", described(target, cell, &report));
+            println!("{}", described(target, cell, &report, read));
         }
         engine.close()?;
     }
@@ -238,7 +240,16 @@ fn warm_up(engine: &dyn Engine, target: &Target, seconds: f64) -> Result<(), Pro
     kv_workload::run(engine, &plan).map(drop)
 }
 
-fn described(target: &Target, cell: &Cell, report: &Report) -> Value {
+/// Bytes that the process has had read from block devices, if the system tells.
+fn read_bytes() -> Option<u64> {
+    let io = std::fs::read_to_string("/proc/self/io").ok()?;
+    let line = io
+        .lines()
+        .find_map(|line| line.strip_prefix("read_bytes: "))?;
+    line.parse().ok()
+}
+
+fn described(target: &Target, cell: &Cell, report: &Report, read_bytes: Option<u64>) -> Value {
     let kinds = report.kinds.iter().map(|(kind, times)| {
         let times =
             json!({"operations": times.operations, "p50_us": times.p50_us, "p99_us": times.p99_us});
@@ -254,6 +265,7 @@ fn described(target: &Target, cell: &Cell, report: &Report) -> Value {
         "p50_us": report.all.p50_us,
         "p99_us": report.all.p99_us,
         "max_us": report.all.max_us,
+        "read_bytes_per_operation": read_bytes.map(|bytes| bytes as f64 / report.all.operations as f64),
         "kinds": kinds.collect::<serde_json::Map<_, _>>(),
     })
 }

@@ -5,21 +5,25 @@
 //! empty root takes the contents of the topmost node; on failure they are all given back.
 //!
 //! Pages are written while the load goes on, many at a time and in the order of their numbers, in which
-//! a fresh file gives them out: so they reach it one behind the other, in few transfers. Left to the
-//! pool's clock they would in any order, and make the file longer 4 KiB at a time.
+//! a fresh file gives them out: so they reach it one behind the other, in few transfers. They come into
+//! memory only as far as there are free frames: a load drives nothing out.
 
 use super::descend::{To, latch};
-use super::edit::{NodeBuf, Stored, separator};
+use super::edit::{NodeBuf, Stored, separator, separator_len};
 use super::insert::NewValue;
-use super::node::{ENTRY_OVERHEAD, HEADS_AT, Node, common_prefix};
+use super::node::{Node, common_prefix, slots_end};
 use super::overflow;
+use super::writer::Writer;
 use super::{BTree, Reference, Stop, retry};
 use crate::error::{Error, Result};
 use crate::page::{PAGE_BYTES, PageId};
 use crate::space::Space;
+use std::thread::Scope;
 
-/// Bytes to which nodes are filled, leaving some room for later insertions.
-const FILL_BYTES: usize = PAGE_BYTES - PAGE_BYTES / 12;
+/// Bytes to which inner nodes are filled, leaving room for the separators of leaves that split later. Leaves
+/// are filled to the last byte that they have: room in them would be memory without entries, and would be
+/// gone with the first few insertions.
+const INNER_FILL_BYTES: usize = PAGE_BYTES - PAGE_BYTES / 12;
 
 /// An entry on its way into a node.
 #[derive(Clone, Copy)]
@@ -33,6 +37,9 @@ struct Item {
 
 /// The entries of one level that are not in a page yet: of a leaf its keys, of an inner node the
 /// separators above the children.
+///
+/// The items of an inner node fit into one. Of a leaf, all before the last are known to fit with the last
+/// one's key to follow; whether it fits too depends on what follows.
 struct Level {
     level: u8,
     /// Lower fence of the next node.
@@ -59,13 +66,30 @@ impl Level {
         &self.heap[item.at + item.key_len..][..item.value_len]
     }
 
-    /// Whether the items, and one with `key` after them, may overfill a node.
-    fn is_full(&self, key: &[u8], value_len: usize) -> bool {
+    /// Bytes of a node of `count` entries, and with so many bytes of whole keys and values.
+    fn node_bytes(&self, count: usize, entry_bytes: usize, fence: &[u8], prefix: usize) -> usize {
+        slots_end(count) + self.lower.len() + fence.len() + entry_bytes - prefix * count
+    }
+
+    /// Whether a leaf of all items fits into a page, if `next` is the key that follows.
+    fn leaf_fits(&self, next: Option<&[u8]>) -> bool {
+        let count = self.items.len();
+        let Some(last) = self.items.last() else {
+            return true;
+        };
+        let last = self.key(last);
+        let fence = match next {
+            Some(next) => &next[..separator_len(last, next)],
+            None => &[],
+        };
+        let prefix = common_prefix(&self.lower, if next.is_some() { fence } else { last });
+        self.node_bytes(count, self.heap.len(), fence, prefix) <= PAGE_BYTES
+    }
+
+    /// Whether an inner node has room for another child, with `key` above it.
+    fn inner_takes(&self, key: &[u8]) -> bool {
         let prefix = common_prefix(&self.lower, key);
-        let count = self.items.len() + 1;
-        let entries = self.heap.len() + key.len() + value_len + count * ENTRY_OVERHEAD;
-        let fences = self.lower.len() + key.len();
-        entries - prefix * count + fences + HEADS_AT > FILL_BYTES
+        self.node_bytes(self.items.len(), self.heap.len(), key, prefix) <= INNER_FILL_BYTES
     }
 
     fn push(&mut self, key: &[u8], value: Stored<'_>) {
@@ -101,22 +125,31 @@ impl Level {
             node.set_last_child(PageId(u64::from_le_bytes(child)));
             items = rest;
         }
-        let fits = items.iter().enumerate().all(|(index, item)| {
+        if fence.is_none()
+            && let Some(last) = items.last()
+        {
+            node.set_prefix_len(common_prefix(&self.lower, self.key(last)));
+        }
+        let prefix = node.node().prefix_len();
+        let entries = items.iter().map(|item| {
             let value = Stored {
                 bytes: self.value(item),
                 overflow: item.overflow,
             };
-            node.insert(index, self.key(item), value)
+            (&self.key(item)[prefix..], value)
         });
-        fits.then_some((node, fence))
+        node.fill(items.len(), entries).then_some((node, fence))
     }
 
     /// Cuts off a node of as many items as fit. `next` is the key that follows, if any.
     fn cut(&mut self, next: Option<&[u8]>) -> (NodeBuf, Option<Vec<u8>>) {
-        let built = (1..=self.items.len())
-            .rev()
-            .find_map(|count| Some((count, self.build(count, next)?)));
-        let (count, (node, fence)) = built.expect("a node has room for any one entry");
+        let all = self.items.len();
+        let count = match self.level > 0 || self.leaf_fits(next) {
+            true => all,
+            false => all - 1,
+        };
+        let built = self.build(count, next);
+        let (node, fence) = built.expect("so many items fit into a node");
         self.items.drain(..count);
         let cut = self.items.first().map_or(self.heap.len(), |item| item.at);
         self.heap.drain(..cut);
@@ -127,22 +160,25 @@ impl Level {
 }
 
 /// A tree under construction.
-pub(crate) struct BulkLoad<'s> {
+pub(crate) struct BulkLoad<'scope, 's> {
     tree: BTree,
     space: &'s Space,
     levels: Vec<Level>,
     /// Empty before the first entry.
     last_key: Vec<u8>,
     count: u64,
-    /// The latest pages, in memory and not written yet.
-    unwritten: Vec<PageId>,
+    writer: Writer<'scope, 's>,
     /// Everything allocated so far, given back unless the load succeeds.
     pages: Vec<PageId>,
     values: Vec<Reference>,
 }
 
-impl Drop for BulkLoad<'_> {
+impl Drop for BulkLoad<'_, '_> {
     fn drop(&mut self) {
+        if self.pages.is_empty() && self.values.is_empty() {
+            return;
+        }
+        self.writer.abandon();
         for &page in &self.pages {
             self.space.pool.drop_page(page);
             self.space.pages.give(page);
@@ -153,9 +189,13 @@ impl Drop for BulkLoad<'_> {
     }
 }
 
-impl<'s> BulkLoad<'s> {
+impl<'scope, 's> BulkLoad<'scope, 's> {
     /// Starts loading into `tree`, which is empty and stays so until the end.
-    pub(crate) fn new(tree: BTree, space: &'s Space) -> Result<BulkLoad<'s>> {
+    pub(crate) fn new(
+        tree: BTree,
+        space: &'s Space,
+        scope: &'scope Scope<'scope, 's>,
+    ) -> Result<BulkLoad<'scope, 's>> {
         let levels = vec![Level::new(0)];
         let load = BulkLoad {
             tree,
@@ -163,7 +203,7 @@ impl<'s> BulkLoad<'s> {
             levels,
             last_key: Vec::new(),
             count: 0,
-            unwritten: Vec::new(),
+            writer: Writer::new(&space.pool, scope),
             pages: Vec::new(),
             values: Vec::new(),
         };
@@ -193,7 +233,7 @@ impl<'s> BulkLoad<'s> {
             self.values.push(reference);
         }
         let stored = value.stored();
-        while !self.levels[0].items.is_empty() && self.levels[0].is_full(key, stored.bytes.len()) {
+        while !self.levels[0].leaf_fits(Some(key)) {
             self.cut(0, Some(key))?;
         }
         self.levels[0].push(key, stored);
@@ -208,12 +248,7 @@ impl<'s> BulkLoad<'s> {
         let (node, fence) = self.levels[level].cut(next);
         let page = self.space.pages.take()?;
         self.pages.push(page);
-        self.space.pool.create(page)?.write(&node.image);
-        self.unwritten.push(page);
-        if self.unwritten.len() >= self.space.pool.write_out_max() {
-            self.space.pool.write_out(&self.unwritten)?;
-            self.unwritten.clear();
-        }
+        self.writer.push(page, node.image)?;
         if self.levels.len() == level + 1 {
             let above =
                 u8::try_from(level + 1).map_err(|_| Error::BulkLoad("the tree is too high"))?;
@@ -222,9 +257,8 @@ impl<'s> BulkLoad<'s> {
         let key = fence.unwrap_or_default();
         let value = page.0.to_le_bytes();
         // Cutting needs to know that something follows; in an inner level not what.
-        while !self.levels[level + 1].items.is_empty()
-            && self.levels[level + 1].is_full(&key, value.len())
-        {
+        let above = &self.levels[level + 1];
+        if !above.items.is_empty() && !above.inner_takes(&key) {
             self.cut(level + 1, Some(b""))?;
         }
         self.levels[level + 1].push(&key, Stored::inline(&value));
@@ -249,6 +283,7 @@ impl<'s> BulkLoad<'s> {
             }
             level += 1;
         };
+        self.writer.finish()?;
         retry(&self.space.pool, || {
             let root = self.space.pool.optimistic(self.tree.root)?;
             let empty = root.read(|view| Node(view).is_leaf() && Node(view).count() == 0)?;

@@ -45,7 +45,12 @@ impl<'a> Stored<'a> {
 /// The separator of two neighbours: the shortest string above `left` and not above `right` (suffix
 /// truncation).
 pub(super) fn separator(left: &[u8], right: &[u8]) -> Vec<u8> {
-    right[..(common_prefix(left, right) + 1).min(right.len())].to_vec()
+    right[..separator_len(left, right)].to_vec()
+}
+
+/// How many bytes of `right` that is.
+pub(super) fn separator_len(left: &[u8], right: &[u8]) -> usize {
+    (common_prefix(left, right) + 1).min(right.len())
 }
 
 /// A node under construction or change.
@@ -143,6 +148,41 @@ impl NodeBuf {
         self.image
             .put_u16(slot + 6, if value.overflow { OVERFLOW } else { 0 });
         self.image.put_u16(COUNT_AT, (count + 1) as u16);
+    }
+
+    /// Puts `count` entries into a node that has none, in order, their keys without the prefix; false, and the
+    /// node is of no use, when there is no room for them all.
+    pub(super) fn fill<'e>(
+        &mut self,
+        count: usize,
+        entries: impl Iterator<Item = (&'e [u8], Stored<'e>)>,
+    ) -> bool {
+        let slots = slots_at(count);
+        for (index, (rest, value)) in entries.enumerate() {
+            let len = rest.len() + value.bytes.len();
+            if slots_end(count) + len > self.node().heap_start() {
+                return false;
+            }
+            let at = self.push_heap(&[rest, value.bytes]);
+            let slot = [
+                at,
+                rest.len() as u16,
+                value.bytes.len() as u16,
+                if value.overflow { OVERFLOW } else { 0 },
+            ];
+            self.image.put_u32(head_at(index), head_of(rest));
+            for (field, value) in slot.into_iter().enumerate() {
+                let at = slots + index * SLOT_BYTES + 2 * field;
+                self.image.put_u16(at, value);
+            }
+        }
+        self.image.put_u16(COUNT_AT, count as u16);
+        true
+    }
+
+    /// Has the keys of a node without an upper fence begin with so many bytes of its lower fence.
+    pub(super) fn set_prefix_len(&mut self, prefix: usize) {
+        self.image.put_u16(PREFIX_LEN_AT, prefix as u16);
     }
 
     /// Removes the entry at `index`.

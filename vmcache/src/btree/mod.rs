@@ -24,6 +24,7 @@ mod node;
 mod overflow;
 mod remove;
 mod scan;
+mod writer;
 
 pub(crate) use bulk::BulkLoad;
 pub use check::TreeStats;

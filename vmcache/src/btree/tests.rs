@@ -239,12 +239,14 @@ fn bulk_load_builds_the_tree_that_the_entries_describe() {
         for _ in 0..count {
             model.insert(random_key(&mut rng, 1 << 20), random_value(&mut rng));
         }
-        let mut load = BulkLoad::new(tree, &space).unwrap();
-        model
-            .iter()
-            .try_for_each(|(key, value)| load.push(key, value))
-            .unwrap();
-        load.finish().unwrap();
+        std::thread::scope(|scope| {
+            let mut load = BulkLoad::new(tree, &space, scope).unwrap();
+            model
+                .iter()
+                .try_for_each(|(key, value)| load.push(key, value))
+                .unwrap();
+            load.finish().unwrap();
+        });
         check(&space, tree, &model);
         compare_scans(&space, tree, &model, &mut rng, 1 << 20);
     }
@@ -254,13 +256,49 @@ fn bulk_load_builds_the_tree_that_the_entries_describe() {
 fn a_bulk_load_that_fails_leaves_the_tree_empty_and_no_page_behind() {
     let space = space(32);
     let tree = BTree::create(&space).unwrap();
-    let mut load = BulkLoad::new(tree, &space).unwrap();
-    for number in 0..5000_u32 {
-        load.push(&number.to_be_bytes(), &[1; 2000]).unwrap();
+    for value_bytes in [100, 2000] {
+        std::thread::scope(|scope| {
+            let mut load = BulkLoad::new(tree, &space, scope).unwrap();
+            for number in 0..20_000_u32 {
+                load.push(&number.to_be_bytes(), &[1; 2000][..value_bytes])
+                    .unwrap();
+            }
+            assert!(matches!(load.push(b"", b""), Err(Error::BulkLoad(_))));
+        });
+        check(&space, tree, &Model::new());
     }
-    assert!(matches!(load.push(b"", b""), Err(Error::BulkLoad(_))));
-    drop(load);
-    check(&space, tree, &Model::new());
+}
+
+#[test]
+fn a_bulk_load_puts_as_many_entries_into_a_leaf_as_fit() {
+    let mut rng = StdRng::seed_from_u64(6);
+    let space = space(200);
+    let tree = BTree::create(&space).unwrap();
+    let entries: Model = (0..20_000)
+        .map(|_| (rng.random::<[u8; 16]>().to_vec(), vec![7; 100]))
+        .collect();
+    std::thread::scope(|scope| {
+        let mut load = BulkLoad::new(tree, &space, scope).unwrap();
+        for (key, value) in &entries {
+            load.push(key, value).unwrap();
+        }
+        load.finish().unwrap();
+    });
+    check(&space, tree, &entries);
+    let mut entries = entries.iter().peekable();
+    while let Some((first, _)) = entries.peek() {
+        let leaf = tree.descend(&space, &descend::To::Covering(first)).unwrap();
+        let mut leaf = NodeBuf::from_image(descend::copy(leaf.node).unwrap());
+        let count = leaf.node().count();
+        (0..count).for_each(|_| _ = entries.next());
+        if let Some((next, value)) = entries.peek() {
+            assert!(leaf.node().upper().unwrap() <= **next);
+            assert!(
+                !leaf.insert(count, next, edit::Stored::inline(value)),
+                "{count}"
+            );
+        }
+    }
 }
 
 #[test]

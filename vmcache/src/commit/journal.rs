@@ -35,6 +35,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 /// Commits with more pages write those that are new in the file directly.
 const DIRECT_FROM_PAGES: usize = 1024;
 
+/// Images of a commit that are kept in memory, so that writers need not wait until they are written.
+const STAGED_PAGES_MAX: usize = 8 * BATCH_PAGES_MAX;
+/// Images that are copied home at once: so few that those who read meanwhile need not wait long.
+const HOME_PAGES: usize = 32;
+/// Blocks of a batch at most.
+const BATCH_BLOCKS_MAX: usize = 1 + BATCH_PAGES_MAX;
+
 /// How the journal behaves.
 #[derive(Clone, Copy, Debug)]
 pub struct JournalOptions {
@@ -172,7 +179,7 @@ impl Journal {
             .map(|(&page, &block)| (page, block))
             .collect();
         images.sort_unstable();
-        for chunk in images.chunks(BATCH_PAGES_MAX) {
+        for chunk in images.chunks(HOME_PAGES) {
             let mut bufs = PageBuf::zeroed_vec(chunk.len());
             let blocks = chunk.iter().zip(&mut bufs);
             let mut reads: Vec<_> = blocks
@@ -297,9 +304,9 @@ impl CommitMethod for Journal {
         let tail = self.tail.lock();
         assert_eq!(commit.number, tail.after + 1, "commits are consecutive");
         let direct = tail.file_unsynced || commit.pages_expected > DIRECT_FROM_PAGES;
-        // Larger batches take their memory once.
-        let mut blocks = Vec::with_capacity(1 + commit.pages_expected.min(BATCH_PAGES_MAX));
-        blocks.push(PageBuf::zeroed());
+        // The memory is taken once.
+        let images = commit.pages_expected.min(STAGED_PAGES_MAX);
+        let blocks = Vec::with_capacity(images + 1 + images / BATCH_PAGES_MAX);
         let log = tail.active;
         Box::new(JournalCommit {
             journal: self,
@@ -359,7 +366,7 @@ struct JournalCommit<'j> {
     commit: Commit,
     /// New pages go to the file directly.
     direct: bool,
-    /// A block for the descriptor, and images for the log.
+    /// Images for the log, with a block for the descriptor before the first of each batch.
     blocks: Vec<PageBuf>,
     /// Images for the file.
     fresh: Vec<PageBuf>,
@@ -379,10 +386,15 @@ impl JournalCommit<'_> {
         Ok(())
     }
 
+    /// Appends what there is, and with the last batch the commit's mark.
     fn append(&mut self, commit: Option<u64>) -> Result<()> {
         let tail = self.tail.as_mut().expect("held until written");
-        self.journal.append(tail, &mut self.blocks, commit)?;
-        self.blocks.truncate(1);
+        let last = self.blocks.len().saturating_sub(1) / BATCH_BLOCKS_MAX;
+        for (index, batch) in self.blocks.chunks_mut(BATCH_BLOCKS_MAX).enumerate() {
+            let mark = commit.filter(|_| index == last);
+            self.journal.append(tail, batch, mark)?;
+        }
+        self.blocks.clear();
         Ok(())
     }
 }
@@ -395,8 +407,11 @@ impl CommitBatch for JournalCommit<'_> {
                 self.write_fresh()?;
             }
         } else {
-            if self.blocks.len() > BATCH_PAGES_MAX {
+            if self.blocks.len() >= STAGED_PAGES_MAX {
                 self.append(None)?;
+            }
+            if self.blocks.len().is_multiple_of(BATCH_BLOCKS_MAX) {
+                self.blocks.push(PageBuf::zeroed());
             }
             self.blocks.push(image);
         }
@@ -417,6 +432,9 @@ impl CommitBatch for JournalCommit<'_> {
         self.journal
             .committed_pages
             .fetch_max(self.commit.page_count, Ordering::Relaxed);
+        if self.blocks.is_empty() {
+            self.blocks.push(PageBuf::zeroed());
+        }
         self.append(Some(self.commit.page_count))?;
         let mut tail = self.tail.take().expect("written once");
         if tail.block > self.journal.log_blocks {

@@ -194,15 +194,17 @@ impl Tree {
         entries: impl IntoIterator<Item = Result<(K, V)>>,
     ) -> Result<u64> {
         let _gate = self.shared.enter()?;
-        let mut load = BulkLoad::new(self.tree, &self.shared.space)?;
-        let mut count = 0;
-        for entry in entries {
-            let (key, value) = entry?;
-            load.push(key.as_ref(), value.as_ref())?;
-            count += 1;
-        }
-        load.finish()?;
-        Ok(count)
+        std::thread::scope(|scope| {
+            let mut load = BulkLoad::new(self.tree, &self.shared.space, scope)?;
+            let mut count = 0;
+            for entry in entries {
+                let (key, value) = entry?;
+                load.push(key.as_ref(), value.as_ref())?;
+                count += 1;
+            }
+            load.finish()?;
+            Ok(count)
+        })
     }
 }
 

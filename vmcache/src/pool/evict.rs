@@ -4,6 +4,13 @@
 //! it has reached it, the thread in need evicts a batch, in numbered phases. Evicting latches only
 //! without waiting, so it may run in a thread that holds latches itself.
 //!
+//! Which pages stay: the hand takes away the mark that says that a page was not used since it came by
+//! last, as every clock does, and counts the turns in which it was: a page gains heat in each of them and
+//! loses a little in the others, and is evicted when it has none left. One that was read for a single use
+//! has none and its mark on. So what is used now and then stays, where pages that are used once, by a scan
+//! say, would drive it out; and as the hand moves the faster the fewer pages have no heat, pages that
+//! were hot once leave soon after.
+//!
 //! Dirtiness is a byte per page: clean, dirty, or staged (copied out for a commit that has not reached
 //! the medium yet). Only clean pages lose their frame. A write that fails leaves its pages dirty.
 
@@ -16,6 +23,9 @@ use std::time::{Duration, Instant};
 
 /// Pages evicted, and written back, at once.
 const BATCH_MAX: usize = 64;
+/// Turns of the hand in search of victims: the first may only mark, and each takes twice as much heat away
+/// as the one before, so that by then all pages have lost theirs that are not in use.
+const TURNS_MAX: usize = 7;
 /// How long a thread waits for a frame when everything is latched, before it gives up.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// How long it sleeps in between unless a frame comes free.
@@ -80,7 +90,7 @@ impl BufferPool {
         self.frame().map(drop)
     }
 
-    fn claim(&self) -> Option<Frame<'_>> {
+    pub(super) fn claim(&self) -> Option<Frame<'_>> {
         let claimed = self
             .used
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
@@ -148,22 +158,24 @@ impl BufferPool {
         let batch = (self.frames_max / 8).clamp(1, BATCH_MAX);
         let mut victims = Victims::default();
         let mut passed = 0;
-        // Two turns: the first may only mark.
         while victims.clean.len() + victims.dirty.len() < batch
-            && passed < 2 * self.resident.slots()
+            && passed < TURNS_MAX * self.resident.slots()
         {
+            let loss = 1 << (passed / self.resident.slots());
             passed += batch;
-            for page in self.resident.advance(batch) {
+            for met in self.resident.advance(batch) {
+                let page = met.page;
                 let state = self.state(page);
                 let seen = state.load();
                 match seen.latch() {
-                    Latch::Unlocked => _ = state.try_mark(seen),
+                    Latch::Unlocked if state.try_mark(seen) => met.warm(),
+                    Latch::Marked if met.cool(loss) => {}
                     Latch::Marked => match self.dirtiness(page).load(Ordering::Relaxed) {
                         CLEAN => victims.clean.push(page),
                         DIRTY if state.try_shared(seen) => victims.dirty.push(page),
                         _ => {}
                     },
-                    Latch::Evicted | Latch::Exclusive | Latch::Shared(_) => {}
+                    Latch::Unlocked | Latch::Evicted | Latch::Exclusive | Latch::Shared(_) => {}
                 }
             }
         }

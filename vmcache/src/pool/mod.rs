@@ -31,7 +31,7 @@ use crate::page::{PAGE_BYTES, PAGE_WORDS, PageBuf, PageId};
 use crate::storage::{Storage, reads_of, writes_of};
 use mapping::Mapping;
 use parking_lot::{Condvar, Mutex};
-use resident::ResidentSet;
+use resident::{Entry, ResidentSet};
 use state::{Latch, PageState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
@@ -237,19 +237,23 @@ impl BufferPool {
     pub fn optimistic(&self, page: PageId) -> Result<Optimistic<'_>> {
         self.in_range(page)?;
         let state = self.state(page);
+        let mut faulted = false;
         loop {
             let seen = state.load();
             match seen.latch() {
-                Latch::Unlocked | Latch::Shared(_) => {
+                Latch::Marked if !faulted => _ = state.try_unmark(seen),
+                Latch::Unlocked | Latch::Shared(_) | Latch::Marked => {
                     return Ok(Optimistic {
                         pool: self,
                         page,
                         version: seen.version(),
                     });
                 }
-                Latch::Marked => _ = state.try_unmark(seen),
                 Latch::Exclusive => state.wait(seen),
-                Latch::Evicted => self.fault(page)?,
+                Latch::Evicted => {
+                    self.fault(page)?;
+                    faulted = true;
+                }
             }
         }
     }
@@ -310,7 +314,7 @@ impl BufferPool {
         loop {
             let seen = state.load();
             if state.try_fault(seen) {
-                self.resident.insert(page);
+                self.resident.insert(page, Entry::Ahead);
                 frame.keep();
                 break;
             }
@@ -351,10 +355,11 @@ impl BufferPool {
         let read = self
             .store
             .read(page, &mut image)
-            .and_then(|()| self.admit(page, &image));
+            .and_then(|()| self.admit(page, &image, Entry::Read));
         if read.is_ok() {
             frame.keep();
-            state.release_exclusive();
+            // This use is the one that it is read for.
+            state.release_marked();
         } else {
             state.release_evicted();
         }
@@ -362,15 +367,20 @@ impl BufferPool {
     }
 
     /// Checks an image and puts it into the frame of its page, which is latched exclusively.
-    fn admit(&self, page: PageId, image: &PageBuf) -> Result<()> {
+    fn admit(&self, page: PageId, image: &PageBuf, entry: Entry) -> Result<()> {
         image.verify(page)?;
         (self.check)(page, image)?;
+        self.put_words(page, image);
+        self.resident.insert(page, entry);
+        self.counters.reads.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Fills the frame of a page that is latched exclusively.
+    fn put_words(&self, page: PageId, image: &PageBuf) {
         for (word, &new) in self.words(page).iter().zip(image.raw_words()) {
             word.store(new, Ordering::Relaxed);
         }
-        self.resident.insert(page);
-        self.counters.reads.fetch_add(1, Ordering::Relaxed);
-        Ok(())
     }
 
     /// Whether `page` is in memory at the moment, or on its way.
@@ -409,7 +419,7 @@ impl BufferPool {
             match read
                 .as_ref()
                 .map_err(Error::clone)
-                .and_then(|()| self.admit(page, image))
+                .and_then(|()| self.admit(page, image, Entry::Ahead))
             {
                 Ok(()) => {
                     frame.keep();
@@ -436,9 +446,51 @@ impl BufferPool {
         Ok(())
     }
 
-    /// Most pages to hand to [`BufferPool::write_out`] at once, so that none has left memory before.
-    pub(crate) fn write_out_max(&self) -> usize {
-        WRITE_MAX.min(self.frames_max / 4)
+    /// Seals and writes pages that are in use, but that nothing refers to yet, without a way through memory;
+    /// keeps them in memory as far as there are free frames. The caller holds no latch, and no commit begins
+    /// meanwhile.
+    ///
+    /// # Errors
+    /// Of the store.
+    pub(crate) fn write_new(&self, pages: &[PageId], images: &mut [PageBuf]) -> Result<()> {
+        if pages.is_empty() {
+            return Ok(());
+        }
+        for (&page, image) in pages.iter().zip(&mut *images) {
+            self.in_range(page)?;
+            image.seal(page);
+        }
+        self.store.write_back(pages, images)?;
+        self.counters
+            .writes
+            .fetch_add(pages.len() as u64, Ordering::Relaxed);
+        for (&page, image) in pages.iter().zip(&*images) {
+            self.show(page, image);
+        }
+        Ok(())
+    }
+
+    /// Puts the image of a page that was just written into memory, if there is room, or if the page is there:
+    /// somebody with an old reference may have read what the store had before.
+    fn show(&self, page: PageId, image: &PageBuf) {
+        let state = self.state(page);
+        loop {
+            let seen = state.load();
+            if seen.latch() == Latch::Evicted {
+                let Some(frame) = self.claim() else { return };
+                if state.try_fault(seen) {
+                    self.put_words(page, image);
+                    self.resident.insert(page, Entry::Ahead);
+                    frame.keep();
+                    return state.release_exclusive();
+                }
+            } else if state.try_exclusive(seen) {
+                self.put_words(page, image);
+                return state.release_exclusive();
+            } else {
+                state.wait(seen);
+            }
+        }
     }
 
     /// Writes those of `pages` that are dirty to the store, best in ascending order; they stay in memory. The
@@ -461,5 +513,55 @@ impl BufferPool {
         let written = self.store.write_back(&staged, &images);
         self.settle(&staged, written.is_ok());
         written
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::page::PageRead;
+    use crate::storage::MemoryStorage;
+
+    fn pool() -> BufferPool {
+        let store = Arc::new(InPlace::new(MemoryStorage::default()));
+        let options = PoolOptions {
+            frames_max: FRAMES_MIN,
+            pages_max: 1000,
+            check: |_, _| Ok(()),
+        };
+        BufferPool::new(store, options).unwrap()
+    }
+
+    fn image(number: u64) -> PageBuf {
+        let mut image = PageBuf::zeroed();
+        image.put_u64(16, number);
+        image
+    }
+
+    fn read(pool: &BufferPool, page: PageId) -> u64 {
+        pool.shared(page).unwrap().view().u64_at(16)
+    }
+
+    #[test]
+    fn new_pages_are_written_once_take_free_frames_only_and_replace_what_was_read_before() {
+        let pool = pool();
+        let old = PageId(5);
+        pool.create(old).unwrap().write(&image(1));
+        pool.flush().unwrap();
+        pool.evict().unwrap();
+        assert_eq!(read(&pool, old), 1);
+        let pages: Vec<_> = (0..100).map(PageId).collect();
+        let mut images: Vec<_> = pages.iter().map(|page| image(1000 + page.0)).collect();
+        let before = pool.stats();
+        pool.write_new(&pages, &mut images).unwrap();
+        let after = pool.stats();
+        assert_eq!(after.writes, before.writes + 100);
+        assert_eq!(after.evictions, before.evictions);
+        assert_eq!(after.frames, FRAMES_MIN);
+        for page in pages {
+            assert_eq!(read(&pool, page), 1000 + page.0);
+        }
+        pool.flush().unwrap();
+        assert_eq!(pool.stats().writes, after.writes);
     }
 }

@@ -159,6 +159,12 @@ impl PageState<'_> {
         self.end_exclusive(UNLOCKED);
     }
 
+    /// Ends the exclusive latch under which a page was read for somebody: resident, and marked until it is
+    /// used again.
+    pub(super) fn release_marked(self) {
+        self.end_exclusive(MARKED);
+    }
+
     /// Ends an exclusive latch; the page is no longer, or did not become, resident.
     pub(super) fn release_evicted(self) {
         self.end_exclusive(EVICTED);
