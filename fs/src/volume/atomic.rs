@@ -55,8 +55,6 @@ struct Session {
     /// What is committed from here on was cut off in the session.
     cut: u64,
     changed: bool,
-    /// Times change with the commit, unless the kernel keeps them.
-    touch: bool,
     kill_privileges: bool,
     /// A write failed: there is nothing whole to commit.
     failed: bool,
@@ -143,7 +141,6 @@ impl Session {
             size,
             cut: u64::MAX,
             changed: false,
-            touch: false,
             kill_privileges: false,
             failed: false,
             ended: false,
@@ -260,7 +257,6 @@ impl Volume {
         offset: u64,
         data: &[u8],
         kill_privileges: bool,
-        touch: bool,
     ) -> Result<bool> {
         let Some(entry) = self.sessions.of(ino, owner) else {
             return Ok(false);
@@ -273,7 +269,6 @@ impl Volume {
         session.failed |= outcome.is_err();
         session.changed |= !data.is_empty();
         session.kill_privileges |= kill_privileges;
-        session.touch |= touch;
         entry.size.store(session.size, Ordering::Relaxed);
         outcome.map(|()| true)
     }
@@ -429,7 +424,6 @@ impl Volume {
         }
         session.size = size;
         session.changed = true;
-        session.touch = true;
         entry.size.store(size, Ordering::Relaxed);
         Ok(true)
     }
@@ -493,9 +487,8 @@ impl Volume {
             inode::clear_set_id(&mut inode);
             xattr::drop_capability(&mut txn, ino, &mut inode)?;
         }
-        if session.touch {
-            inode::touch(&mut inode, inode::to_timestamp(Time::now()));
-        }
+        // Under the writeback cache the kernel has times of its own, which it writes some time later.
+        inode::touch(&mut inode, inode::to_timestamp(Time::now()));
         inode::save(&mut txn, ino, &inode)?;
         self.commit(txn, &[ino])
     }

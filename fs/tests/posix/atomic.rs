@@ -19,7 +19,7 @@ const ME: Owner = Owner(1);
 const OTHER: Owner = Owner(2);
 
 fn write_in(volume: &Volume, ino: Ino, offset: u64, data: &[u8]) {
-    let written = volume.write_atomic(ino, ME, offset, data, false, true);
+    let written = volume.write_atomic(ino, ME, offset, data, false);
     assert!(written.expect("write_atomic"), "there is a session");
 }
 
@@ -137,7 +137,7 @@ fn a_session_keeps_others_from_changing_the_contents() {
     assert_eq!(errno(volume.copy_range(from, 0, ino, 0, K)), libc::EBUSY);
     assert_eq!(errno(volume.commit_atomic(ino, OTHER)), libc::EINVAL);
     assert_eq!(volume.abort_atomic(ino, OTHER), None);
-    let written = volume.write_atomic(ino, OTHER, 0, b"x", false, true);
+    let written = volume.write_atomic(ino, OTHER, 0, b"x", false);
     assert!(!written.expect("no session of theirs"));
     // What does not change contents goes on.
     let chmod = SetAttributes {
@@ -279,11 +279,8 @@ fn a_session_that_is_too_large_or_finds_no_space_can_only_come_to_nothing() {
     write(&volume, ino, 0, b"as it was");
     volume.start_atomic(ino, ME).expect("start");
     let mib = pattern(5, 1 << 20);
-    let refused = (0..SESSION_BLOCKS_MAX / 256 + 1).find_map(|at| {
-        volume
-            .write_atomic(ino, ME, at << 20, &mib, false, true)
-            .err()
-    });
+    let refused = (0..SESSION_BLOCKS_MAX / 256 + 1)
+        .find_map(|at| volume.write_atomic(ino, ME, at << 20, &mib, false).err());
     let refused = refused.expect("the device is smaller than this session");
     assert_eq!(refused.errno(), libc::ENOSPC);
     assert_eq!(errno(volume.commit_atomic(ino, ME)), libc::EIO);
