@@ -291,6 +291,72 @@ fn a_session_that_is_too_large_or_finds_no_space_can_only_come_to_nothing() {
 }
 
 #[test]
+fn scattered_blocks_are_read_as_written_whether_in_memory_staged_or_committed() {
+    let volume = sends_ahead(&device(16));
+    let ino = file(&volume, "f");
+    let mut want = pattern(1, 512 << 12);
+    write(&volume, ino, 0, &want);
+    volume.start_atomic(ino, ME).expect("start");
+    // Blocks apart from each other, many more than stay in memory; some of them again when they are staged.
+    for turn in 0..3 {
+        for at in (0..512).map(|at| at * 37 % 512).filter(|at| at % 5 != turn) {
+            let block = pattern(1000 * turn + at, 4096);
+            write_in(&volume, ino, at << 12, &block);
+            want[(at as usize) << 12..][..4096].copy_from_slice(&block);
+            let (first, len) = ((at / 8) << 15, 8 << 12);
+            let read = read_in(&volume, ino, first, len);
+            assert!(
+                read == want[first as usize..][..len],
+                "turn {turn}, block {at}"
+            );
+        }
+    }
+    assert!(volume.commit_atomic(ino, ME).expect("commit"));
+    assert_eq!(attributes(&volume, ino).blocks, 512 * 8);
+    assert!(contents(&volume, ino) == want);
+    sound(volume);
+}
+
+#[test]
+fn readers_of_what_a_session_leaves_alone_see_commits_as_a_whole() {
+    let volume = fresh_volume();
+    let ino = file(&volume, "f");
+    write(&volume, ino, 0, &vec![0; 16 << 12]);
+    let done = &std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let (volume, readers) = (&volume, 2);
+        for _ in 0..readers {
+            scope.spawn(move || {
+                let mut last = 0;
+                while !done.load(std::sync::atomic::Ordering::Acquire) {
+                    let mut memory = Vec::new();
+                    let read = volume.read_atomic(ino, ME, 8 << 12, 8 << 12, |len| {
+                        memory.resize(len, 0xa5);
+                        &mut memory
+                    });
+                    let Some(range) = read.expect("read") else {
+                        continue;
+                    };
+                    let bytes = &memory[range];
+                    assert!(bytes.iter().all(|byte| *byte == bytes[0]), "half a commit");
+                    assert!(bytes[0] >= last, "{} after {last}", bytes[0]);
+                    last = bytes[0];
+                }
+            });
+        }
+        for turn in 1..=200 {
+            volume.start_atomic(ino, ME).expect("start");
+            // The half that is read is written last and by one write.
+            write_in(volume, ino, 0, &vec![turn; 8 << 12]);
+            write_in(volume, ino, 8 << 12, &vec![turn; 8 << 12]);
+            assert!(volume.commit_atomic(ino, ME).expect("commit"));
+        }
+        done.store(true, std::sync::atomic::Ordering::Release);
+    });
+    sound(volume);
+}
+
+#[test]
 fn a_power_cut_in_a_commit_of_several_chunks_leaves_all_of_it_or_nothing() {
     let memory = MemDevice::new(*device(32).geometry()).expect("a sparse memory device");
     let faulty = FaultDevice::new(memory).expect("a fresh device can be read");
