@@ -147,6 +147,213 @@ def direct_writes_of_a_session_show_to_others_at_its_commit_and_not_before(bench
     os.close(fd)
 
 
+def session(fd, keep=True, writes=()):
+    """A session of a direct handle: each write is an offset and the byte that fills its block."""
+    fcntl.ioctl(fd, START)
+    for offset, byte in writes:
+        os.pwrite(fd, aligned(byte * BLOCK), offset)
+    fcntl.ioctl(fd, COMMIT if keep else ABORT)
+
+
+def mapped_writes(path, after_write):
+    """Mapped writes through a direct handle before, within and after sessions belong to where they were made.
+
+    `after_write` is called with the mapping where its writes have to count.
+    """
+    path.write_bytes(b"o" * 16 * BLOCK)
+    fd = opened(path, os.O_DIRECT)
+    for turn in range(6):
+        keep = turn % 2 == 1
+        byte = bytes([65 + turn])
+        # From here on nothing of the file is cached, and that is known.
+        session(fd, writes=[(8 * BLOCK, byte)])
+        session(fd, writes=[(9 * BLOCK, byte)])
+        with mmap.mmap(fd, 16 * BLOCK) as view:
+            view[0:6] = byte * 6
+            after_write(view)
+            fcntl.ioctl(fd, START)
+            view[5000:5006] = byte * 6
+            os.pwrite(fd, aligned(byte * BLOCK), 4 * BLOCK)
+            view[12 * BLOCK:12 * BLOCK + 6] = byte * 6
+            after_write(view)
+            fcntl.ioctl(fd, COMMIT if keep else ABORT)
+            want = byte if keep else bytes([64 + turn]) if turn else b"o"
+            for at in (5000, 4 * BLOCK, 12 * BLOCK):
+                assert view[at:at + 6] == want * 6, (turn, at, view[at:at + 6])
+            view[2 * BLOCK:2 * BLOCK + 6] = byte * 6
+            after_write(view)
+            session(fd, keep=False, writes=[(3 * BLOCK, b"x")])
+            assert view[3 * BLOCK:3 * BLOCK + 6] == b"o" * 6
+        data = read_all(path)
+        assert data[:6] == data[2 * BLOCK:2 * BLOCK + 6] == byte * 6, "written outside of the sessions"
+        for at in (5000, 4 * BLOCK, 12 * BLOCK):
+            assert data[at:at + 6] == want * 6, (turn, at)
+        assert data[8 * BLOCK:10 * BLOCK] == byte * 2 * BLOCK
+    os.close(fd)
+    assert read_all(path)[:6] == byte * 6
+
+
+@case
+def mapped_writes_of_a_direct_handle_belong_to_where_they_were_made(bench):
+    mapped_writes(bench.dir / "f", lambda view: None)
+
+
+@case(image=True)
+def mapped_writes_belong_to_where_they_were_synced_without_the_page_cache(bench):
+    image = bench.new_image("512M")
+    for options in ("direct_io", "no_writeback"):
+        image.mount(options)
+        mapped_writes(image.dir / options, mmap.mmap.flush)
+        image.unmount()
+    image.fsck()
+
+
+@case
+def a_mapping_that_outlives_its_descriptor_takes_part(bench):
+    path = bench.dir / "f"
+    path.write_bytes(b"o" * 4 * BLOCK)
+    fd = opened(path, os.O_DIRECT)
+    session(fd, writes=[(0, b"a")])
+    spare = os.dup(fd)
+    view = mmap.mmap(spare, 4 * BLOCK)
+    os.close(spare)
+    child_may, child_did = os.pipe(), os.pipe()
+    child = os.fork()
+    if child == 0:
+        # Writes by the mapping that it was born with, each time it is told to.
+        while byte := os.read(child_may[0], 1):
+            view[BLOCK:BLOCK + 6] = byte * 6
+            os.write(child_did[1], b"!")
+        os._exit(0)
+
+    def have_child_write(byte):
+        os.write(child_may[1], byte)
+        assert os.read(child_did[0], 1) == b"!"
+
+    have_child_write(b"b")
+    fcntl.ioctl(fd, START)
+    have_child_write(b"c")
+    fcntl.ioctl(fd, ABORT)
+    assert read_all(path)[BLOCK:BLOCK + 6] == b"b" * 6
+    fcntl.ioctl(fd, START)
+    have_child_write(b"d")
+    fcntl.ioctl(fd, COMMIT)
+    assert read_all(path)[BLOCK:BLOCK + 6] == b"d" * 6
+    os.kill(child, 9)
+    os.waitpid(child, 0)
+    for end in child_may + child_did:
+        os.close(end)
+    view.close()
+    os.close(fd)
+
+
+@case
+def what_is_written_with_o_direct_taken_off_belongs_to_where_it_was_written(bench):
+    path = bench.dir / "f"
+    path.write_bytes(b"o" * 8 * BLOCK)
+    fd = opened(path, os.O_DIRECT)
+    direct = fcntl.fcntl(fd, fcntl.F_GETFL)
+
+    def write_cached(offset, byte):
+        fcntl.fcntl(fd, fcntl.F_SETFL, direct & ~os.O_DIRECT)
+        os.pwrite(fd, byte * BLOCK, offset)
+        fcntl.fcntl(fd, fcntl.F_SETFL, direct)
+
+    for turn in range(6):
+        byte, keep = bytes([65 + turn]), turn % 2 == 1
+        session(fd, writes=[(0, byte)])
+        session(fd, writes=[(BLOCK, byte)])
+        write_cached(2 * BLOCK, byte)
+        fcntl.ioctl(fd, START)
+        write_cached(4 * BLOCK, byte)
+        os.pwrite(fd, aligned(byte * BLOCK), 6 * BLOCK)
+        fcntl.ioctl(fd, COMMIT if keep else ABORT)
+        want = byte if keep else bytes([64 + turn]) if turn else b"o"
+        data = read_all(path)
+        assert data[0:3 * BLOCK] == byte * 2 * BLOCK + byte * BLOCK, turn
+        assert data[4 * BLOCK:5 * BLOCK] == data[6 * BLOCK:7 * BLOCK] == want * BLOCK, turn
+    os.close(fd)
+
+
+@case(image=True)
+def who_has_pages_cached_sees_a_commit_when_it_returns(bench):
+    image = bench.new_image("512M")
+    # Mounts with `direct_io` cache what is mapped.
+    for options in (None, "no_writeback", "direct_io"):
+        image.mount(options)
+        path, blocks = image.dir / f"f{options}", 64
+        path.write_bytes(bytes(blocks * BLOCK))
+        fd = opened(path, os.O_DIRECT)
+        committed, begun = [0], [0]
+        until = time.monotonic() + 2
+        wrong = []
+
+        def look(seed, read):
+            chance = random.Random(seed)
+            while time.monotonic() < until and not wrong:
+                least, block = committed[0], chance.randrange(blocks)
+                found = int.from_bytes(read(block * BLOCK), "little")
+                if not least <= found <= begun[0]:
+                    wrong.append((options, seed, least, found, begun[0]))
+                # With pauses, in which nothing is cached.
+                time.sleep(chance.choice((0, 0, 0.001, 0.02)))
+
+        reader = os.open(path, os.O_RDONLY)
+        view = mmap.mmap(reader, blocks * BLOCK, prot=mmap.PROT_READ)
+        readers = [lambda at: os.pread(reader, 8, at), lambda at: view[at:at + 8]]
+        threads = [threading.Thread(target=look, args=(seed, read)) for seed, read in enumerate(readers * 2)]
+        [thread.start() for thread in threads]
+        page = mmap.mmap(-1, blocks * BLOCK)
+        while time.monotonic() < until:
+            begun[0] += 1
+            page[:] = begun[0].to_bytes(8, "little") * (blocks * BLOCK // 8)
+            fcntl.ioctl(fd, START)
+            os.pwrite(fd, page, 0)
+            fcntl.ioctl(fd, COMMIT)
+            committed[0] = begun[0]
+        [thread.join() for thread in threads]
+        assert not wrong, wrong
+        assert committed[0] > 20
+        view.close()
+        os.close(reader)
+        os.close(fd)
+        image.unmount()
+    image.fsck()
+
+
+@case(image=True)
+def sessions_keep_no_mount_busy_and_no_file_alive(bench):
+    image = bench.new_image("512M")
+    for turn, options in enumerate((None, "direct_io", "no_writeback", None)):
+        for flags in (0, os.O_DIRECT):
+            image.mount(options)
+            path = image.dir / f"{turn}-{flags}"
+            fd = opened(path, flags)
+            for _ in range(3):
+                fcntl.ioctl(fd, START)
+                os.pwrite(fd, aligned(b"n" * BLOCK), 0)
+                fcntl.ioctl(fd, COMMIT)
+            if turn % 2:
+                fcntl.ioctl(fd, START)
+                os.pwrite(fd, aligned(b"m" * BLOCK), 0)
+            os.close(fd)
+            # At once, although the daemon has had the file open for its own purposes.
+            image.unmount()
+            image.mount(options)
+            assert path.read_bytes() == b"n" * BLOCK
+            fd = opened(path, flags)
+            free = os.statvfs(image.dir).f_bfree
+            fcntl.ioctl(fd, START)
+            os.pwrite(fd, aligned(b"m" * BLOCK), 0)
+            fcntl.ioctl(fd, COMMIT)
+            path.unlink()
+            assert os.statvfs(image.dir).f_bfree <= free
+            os.close(fd)
+            assert eventually(lambda: os.statvfs(image.dir).f_bfree > free), "an inode without a name"
+            image.unmount()
+    image.fsck()
+
+
 @case
 def a_session_has_the_file_to_itself(bench):
     path = bench.dir / "f"

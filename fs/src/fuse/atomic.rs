@@ -13,6 +13,21 @@
 //!
 //! All of that waits for write requests, so it happens on the threads of [`super::dirty`]. An ioctl in
 //! flight holds no lock of the kernel.
+//!
+//! *Where nothing of a file is cached*, as it is with programs that have a cache of their own and use
+//! direct handles, none of that is needed, and START and COMMIT are answered by the event loop that
+//! takes them. The kernel itself says that it is so ([`OwnMount::pages`]); nothing is concluded from the
+//! requests that have been seen. Mappings, also those that outlive a descriptor or went to another
+//! process by a fork, O_DIRECT taken off by fcntl(2), splice, reading ahead, other mounts of the same
+//! filesystem: all of them leave pages in the one tree of the file's pages, which is what is counted.
+//!
+//! - START and COMMIT: what was written before the call has been answered by the daemon if no page is
+//!   dirty or under writeback. What is written at the same time may be a part of the session or not.
+//! - COMMIT counts again when the transaction is made. A page that was read before has been in the tree
+//!   since before its READ was sent, and is found, even if it is still being read; one that is read later
+//!   shows the commit. If there are none then, none is stale.
+//!
+//! [`OwnMount::pages`]: super::write_out::OwnMount::pages
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,8 +35,9 @@ use std::time::{Duration, Instant};
 use fuser::{Errno, FileHandle, ReplyIoctl};
 use parking_lot::Mutex;
 
-use super::dirty::{Pending, WriteBack};
-use super::kernels::{HANDLE_UNCACHED, HANDLE_WRITABLE};
+use super::dirty::WriteBack;
+use super::kernels::{HANDLE_DIRECT, HANDLE_UNCACHED, HANDLE_WRITABLE};
+use super::write_out::Pages;
 use super::{Adapter, Core, convert, kernels};
 use crate::error::{Error, Result};
 use crate::types::Ino;
@@ -134,9 +150,28 @@ impl Core {
         }
     }
 
-    /// Whether dirty pages of the file may be waiting that came through `handle`.
+    /// What the page cache has of a file with a session of a direct handle; `None` if it is to be taken
+    /// to have anything. (Of a file with a cached one it has much, and counting that takes long.)
+    fn pages(&self, ino: Ino, handle: FileHandle) -> Option<Pages> {
+        match is_cached(owner(handle)) {
+            true => None,
+            false => self.own_mount.get()?.pages(ino),
+        }
+    }
+
+    /// Whether the file may have dirty pages.
     fn may_have_dirty_pages(&self, ino: Ino, handle: FileHandle) -> bool {
-        is_cached(owner(handle)) || self.writers.count(ino) > 0
+        is_cached(owner(handle)) || self.writers.contains(ino)
+    }
+
+    /// Has the dirty pages of a file written for its session, the next time with less effort.
+    fn write_session_pages(&self, ino: Ino, handle: FileHandle, write_back: &WriteBack) {
+        if let Some(mount) = self.own_mount.get() {
+            mount.keep(ino);
+        }
+        if self.may_have_dirty_pages(ino, handle) {
+            write_back.write(self, ino);
+        }
     }
 
     fn start(&self, volume: &Volume, ino: Ino, handle: FileHandle) -> Result<()> {
@@ -154,25 +189,47 @@ impl Core {
         Ok(())
     }
 
-    /// Commits, with the pages of the session written already.
-    fn commit(&self, ino: Ino, handle: FileHandle, write_back: &WriteBack, reply: ReplyIoctl) {
+    /// Makes the transaction of a commit, with the pages of the session written already.
+    fn commit(&self, ino: Ino, handle: FileHandle, reply: ReplyIoctl) -> Committed {
         let mut size = u64::MAX;
         let result = self.change("commit of an atomic write", ino, |volume| {
             size = volume.getattr(ino)?.size;
             volume.commit_atomic(ino, owner(handle))
         });
-        let changed = !matches!(result, Ok(false));
-        if changed && (result.is_err() || !is_cached(owner(handle))) {
+        Committed {
+            ino,
+            handle,
+            size,
+            result,
+            reply,
+        }
+    }
+
+    /// Has the page cache be as a commit left the file.
+    fn correct_pages(&self, commit: &Committed, write_back: &WriteBack) {
+        let Committed {
+            ino, handle, size, ..
+        } = *commit;
+        let changed = !matches!(commit.result, Ok(false));
+        if changed && (commit.result.is_err() || !is_cached(owner(handle))) {
             write_back.drop_pages(ino);
         }
-        if let Err(errno) = result {
+        if commit.result.is_err() {
             let _ = self.run("commit of an atomic write", ino, |volume| {
                 restore_length(volume, ino, size, write_back)
             });
-            self.session_ended(ino);
+        }
+    }
+
+    /// Ends a commit for which the page cache is as it should be: answers when it is durable.
+    fn finish_commit(&self, commit: Committed) {
+        let Committed {
+            ino, result, reply, ..
+        } = commit;
+        self.session_ended(ino);
+        if let Err(errno) = result {
             return reply.error(errno);
         }
-        self.session_ended(ino);
         self.stale.note(ino);
         let then = Box::new(move |outcome: Result<()>| match outcome {
             Ok(()) => reply.ioctl(0, &[]),
@@ -203,8 +260,19 @@ impl Core {
         self.run("release", ino, |volume| {
             volume.release(ino);
             self.offload.close(ino, kernels::number(handle));
+            if !volume.is_open(ino) {
+                self.let_go(ino);
+            }
             Ok(())
         })
+    }
+
+    /// Closes the daemon's own descriptor of a file that nobody has open any more. That may wait for
+    /// requests.
+    fn let_go(&self, ino: Ino) {
+        if let Some(file) = self.own_mount.get().and_then(|mount| mount.let_go(ino)) {
+            self.on_write_back(Vec::new(), move |_| drop(file));
+        }
     }
 
     /// Ends a session without a commit, with its pages written already.
@@ -218,6 +286,16 @@ impl Core {
         });
         self.session_ended(ino);
     }
+}
+
+/// A commit whose transaction has been made, or not.
+struct Committed {
+    ino: Ino,
+    handle: FileHandle,
+    /// The length that the file had in the session.
+    size: u64,
+    result: std::result::Result<bool, Errno>,
+    reply: ReplyIoctl,
 }
 
 /// Has the kernel see a file, which a session that came to nothing had made `size` bytes long, as long
@@ -272,8 +350,11 @@ impl Adapter {
 
     fn start_atomic(&self, ino: Ino, handle: FileHandle, reply: ReplyIoctl) {
         let core = Arc::clone(&self.core);
-        let files = self.dirty_files(ino, handle);
-        let start = move || {
+        let written = !core.may_have_dirty_pages(ino, handle)
+            || core
+                .pages(ino, handle)
+                .is_some_and(|pages| !pages.unwritten);
+        let start = move |core: &Core| {
             let result = core.change("start of an atomic write", ino, |volume| {
                 core.start(volume, ino, handle)
             });
@@ -282,9 +363,12 @@ impl Adapter {
                 Err(errno) => reply.error(errno),
             }
         };
-        match files.is_empty() {
-            true => start(),
-            false => self.on_write_back(files, move |_| start()),
+        match written {
+            true => start(&core),
+            false => self.core.on_write_back(Vec::new(), move |write_back| {
+                core.write_session_pages(ino, handle, write_back);
+                start(&core);
+            }),
         }
     }
 
@@ -293,9 +377,28 @@ impl Adapter {
             return reply.error(Errno::EINVAL);
         }
         let core = Arc::clone(&self.core);
-        let files = self.dirty_files(ino, handle);
-        self.on_write_back(files, move |write_back| {
-            core.commit(ino, handle, write_back, reply);
+        let pages = core.pages(ino, handle);
+        if pages.is_none_or(|pages| pages.any) {
+            return self.core.on_write_back(Vec::new(), move |write_back| {
+                core.write_session_pages(ino, handle, write_back);
+                let commit = core.commit(ino, handle, reply);
+                core.correct_pages(&commit, write_back);
+                core.finish_commit(commit);
+            });
+        }
+        // The commit may have to read, and waits for the device if it is to lead the others.
+        let _absence = self.gate.step_out();
+        let commit = core.commit(ino, handle, reply);
+        let pages = core.pages(ino, handle);
+        if commit.result.is_ok() && pages.is_some_and(|pages| !pages.any) {
+            if handle.0 & HANDLE_DIRECT != 0 {
+                core.stale.tell_now(ino);
+            }
+            return core.finish_commit(commit);
+        }
+        self.core.on_write_back(Vec::new(), move |write_back| {
+            core.correct_pages(&commit, write_back);
+            core.finish_commit(commit);
         });
     }
 
@@ -304,8 +407,8 @@ impl Adapter {
             return reply.ioctl(0, &[]);
         }
         let core = Arc::clone(&self.core);
-        let files = self.dirty_files(ino, handle);
-        self.on_write_back(files, move |write_back| {
+        self.core.on_write_back(Vec::new(), move |write_back| {
+            core.write_session_pages(ino, handle, write_back);
             core.abort(ino, handle, write_back);
             reply.ioctl(0, &[]);
         });
@@ -323,26 +426,9 @@ impl Adapter {
         }
         // The kernel has written the pages of the handle.
         let core = Arc::clone(&self.core);
-        self.on_write_back(Vec::new(), move |write_back| {
+        self.core.on_write_back(Vec::new(), move |write_back| {
             core.abort(ino, handle, write_back);
             then(&core);
         });
-    }
-
-    fn dirty_files(&self, ino: Ino, handle: FileHandle) -> Vec<Ino> {
-        match self.core.may_have_dirty_pages(ino, handle) {
-            true => vec![ino],
-            false => Vec::new(),
-        }
-    }
-
-    /// Calls `then` on a thread that may change the page cache, after dirty pages of `files` have been
-    /// written. If that thread is gone so is the mount, and replies are dropped with `then`.
-    pub(super) fn on_write_back(
-        &self,
-        files: Vec<Ino>,
-        then: impl FnOnce(&WriteBack) + Send + 'static,
-    ) {
-        let _ = self.write_back.send(Pending::Other(files, Box::new(then)));
     }
 }

@@ -108,7 +108,7 @@ impl Adapter {
             .writes_session(ino, Some(write.handle), write.from_cache);
         let result = self.core.change("write", ino, |volume| {
             if let Some(owner) = session
-                && volume.write_atomic(ino, owner, offset, data, kill, now.is_some())?
+                && volume.write_atomic(ino, owner, offset, data, kill)?
             {
                 return Ok(());
             }

@@ -3,12 +3,13 @@
 //! Under the writeback cache the kernel sends SEEK_DATA and SEEK_HOLE without writing dirty pages
 //! first (`fuse_lseek`, Linux 6.18), so the volume would report holes where there is data.
 //! Therefore such a request first has the kernel write them ([`super::write_out`], or else by
-//! invalidating the pages of the inode), and only then is answered. The same holds for the snapshot that registering a kernel takes,
-//! and for the beginning and the end of an atomic write.
+//! invalidating the pages of the inode), and only then is answered. The same holds for the snapshot that
+//! registering a kernel takes, and for the beginning and the end of an atomic write.
 //!
 //! That waits for write requests, which the event loops must be free to serve, so it happens on
-//! threads of its own: a few, since one may lead the commit that the others' atomic writes are to share. Only files with a writable cached handle can have dirty pages: closing a
-//! handle and unmapping a file write them. Other files are answered at once.
+//! threads of its own: a few, since one may lead the commit that the others' atomic writes are to share.
+//! Only files with a writable handle can have dirty pages: closing a handle and unmapping a file write
+//! them. Other files are answered at once.
 
 use std::collections::HashMap;
 use std::io;
@@ -43,7 +44,7 @@ pub(super) enum Pending {
     Other(Vec<Ino>, Then),
 }
 
-/// The files that may have dirty pages: their writable cached handles.
+/// The files that may have dirty pages: their writable handles, under the writeback cache.
 #[derive(Default)]
 pub(super) struct Writers(Mutex<HashMap<Ino, u64>>);
 
@@ -76,7 +77,7 @@ pub(super) struct WriteBack(Notifier);
 
 impl WriteBack {
     /// Has the kernel write the dirty pages of a file.
-    fn write(&self, core: &Core, ino: Ino) {
+    pub(super) fn write(&self, core: &Core, ino: Ino) {
         let written = core.own_mount.get().map(|mount| mount.write_out(ino));
         match written {
             Some(Ok(())) => {}
@@ -106,12 +107,31 @@ impl WriteBack {
     }
 }
 
-/// The queue to the thread, and its end for [`start`].
-pub(super) fn queue() -> (Sender<Pending>, Receiver<Pending>) {
-    channel()
+/// The queue to the threads. It ends with the adapter, although the threads know it too.
+pub(super) struct Queue(Mutex<Option<Sender<Pending>>>);
+
+impl Queue {
+    /// A queue, and its end for [`start`].
+    pub(super) fn new() -> (Queue, Receiver<Pending>) {
+        let (sender, pending) = channel();
+        (Queue(Mutex::new(Some(sender))), pending)
+    }
+
+    /// Puts a request into the queue; it comes back if the threads are gone, and so is the mount then.
+    pub(super) fn send(&self, request: Pending) -> Result<(), Box<Pending>> {
+        match &*self.0.lock() {
+            Some(sender) => sender.send(request).map_err(|unsent| Box::new(unsent.0)),
+            None => Err(Box::new(request)),
+        }
+    }
+
+    /// Lets the threads end once they have done what is in the queue.
+    pub(super) fn end(&self) {
+        self.0.lock().take();
+    }
 }
 
-/// Starts the threads. They end when the adapter that holds the other end of the queue goes.
+/// Starts the threads. They end when the queue does.
 pub(super) fn start(
     core: &Arc<Core>,
     pending: Receiver<Pending>,

@@ -2,13 +2,20 @@
 //!
 //! The connection ends by itself when the last descriptor of it is closed, which a dying process does -
 //! unless one of its threads waits in the kernel for a request that only it could have served. Writing
-//! dirty pages on the daemon's behalf ([`super::dirty`]) is such a wait. A daemon killed at that moment
+//! dirty pages on the daemon's behalf ([`super::dirty`]) is such a wait, and so is closing a file that it
+//! keeps open on its own mount ([`super::write_out`]), as the last thread of a process does with all that
+//! is open when it ends. A daemon killed at that moment
 //! would never quite end: the image stays locked, and who waits for the mount waits for ever. So a child,
 //! which does nothing else, outlives it for as long as it takes to abort the connection.
+//!
+//! The child is told when the thread that made it has ended. That is a thread with a table of descriptors
+//! of its own, and nothing in it: its end waits for nobody.
 
 use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::thread;
 
 use super::mountinfo::DeviceNumber;
 
@@ -38,11 +45,49 @@ fn abort_switch(device: DeviceNumber) -> io::Result<OwnedFd> {
     call(unsafe { libc::openat(root.as_raw_fd(), path.as_ptr(), flags) }.into())
 }
 
-/// Starts the process. To be called by the thread whose end is that of the daemon, with SIGTERM blocked.
+/// Starts the process, and the thread that it watches. To be called with SIGTERM blocked.
 ///
 /// # Errors
-/// Without the control filesystem, or when the host has no process to give.
+/// Without the control filesystem, or when the host has no thread or process to give.
 pub(super) fn start(device: DeviceNumber) -> io::Result<()> {
+    let (tell, told) = sync_channel(1);
+    thread::Builder::new()
+        .name("guard".into())
+        .spawn(move || serve(device, &tell))?;
+    told.recv().map_err(io::Error::other)?
+}
+
+/// The thread: ends with the process, and before its descriptors are closed.
+fn serve(device: DeviceNumber, tell: &SyncSender<io::Result<()>>) {
+    let started = leave_descriptors().and_then(|()| fork(device));
+    let failed = started.is_err();
+    // Somebody waits for it.
+    let _ = tell.send(started);
+    if failed {
+        return;
+    }
+    loop {
+        thread::park();
+    }
+}
+
+/// Gives this thread a table of descriptors of its own, with none in it.
+fn leave_descriptors() -> io::Result<()> {
+    // SAFETY: the calls take numbers. What is closed are copies that nobody uses: all that this thread
+    // does with descriptors from here on is in this module, and begins with opening them.
+    let left = unsafe {
+        match libc::unshare(libc::CLONE_FILES) {
+            0 => libc::syscall(libc::SYS_close_range, 0, libc::c_uint::MAX, 0),
+            _ => -1,
+        }
+    };
+    match left {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+fn fork(device: DeviceNumber) -> io::Result<()> {
     let switch = abort_switch(device)?;
     // SAFETY: getpid has no preconditions.
     let daemon = unsafe { libc::getpid() };
@@ -72,8 +117,8 @@ fn watch(switch: RawFd, daemon: libc::pid_t) -> ! {
         libc::sigemptyset(&raw mut signals);
         libc::sigaddset(&raw mut signals, libc::SIGTERM);
         let mut info: libc::siginfo_t = std::mem::zeroed();
-        // The signal names the daemon. It comes when the daemon's first thread has ended; its process,
-        // and with it this one's parent, may be there for longer.
+        // The signal names the daemon. It comes when the thread has ended that made this process; the
+        // daemon, and with it this one's parent, may be there for longer.
         while libc::getppid() == daemon && info.si_pid() != daemon {
             libc::sigwaitinfo(&raw const signals, &raw mut info);
         }

@@ -202,7 +202,7 @@ impl Adapter {
         if files.is_empty() {
             return register();
         }
-        self.on_write_back(files, move |_| register());
+        self.core.on_write_back(files, move |_| register());
     }
 }
 

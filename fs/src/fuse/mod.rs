@@ -43,7 +43,7 @@ mod xattr;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, Sender};
+use std::sync::mpsc::Receiver;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -57,7 +57,7 @@ use crate::types::Ino;
 use crate::volume::Volume;
 use crate::volume::types::{Attributes, Seek};
 use atomic::WaitingOpens;
-use dirty::{Pending, PendingSeek, Writers};
+use dirty::{Pending, PendingSeek, Queue, WriteBack, Writers};
 use gate::Gate;
 use options::MountOptions;
 use stale::StaleAttributes;
@@ -97,7 +97,6 @@ pub struct Adapter {
     no_opendir: bool,
     /// Writes are gathered in the page cache, and the kernel owns size and times of files.
     writeback: bool,
-    write_back: Sender<Pending>,
     gate: Arc<Gate>,
     /// The next number of a handle that `offload` gives none.
     handle_numbers: AtomicU64,
@@ -109,6 +108,7 @@ struct Core {
     offload: Arc<Offload>,
     writers: Writers,
     waiting: WaitingOpens,
+    write_back: Queue,
     /// The threads of [`dirty`], which open files to have them written.
     own_threads: RwLock<Vec<u32>>,
     own_mount: OnceLock<OwnMount>,
@@ -126,13 +126,14 @@ impl Adapter {
         options: MountOptions,
         gate: Arc<Gate>,
     ) -> (Adapter, Receiver<Pending>) {
-        let (write_back, pending) = dirty::queue();
+        let (write_back, pending) = Queue::new();
         let adapter = Adapter {
             core: Arc::new(Core {
                 volume,
                 offload,
                 writers: Writers::default(),
                 waiting: WaitingOpens::default(),
+                write_back,
                 own_threads: RwLock::default(),
                 own_mount: OnceLock::new(),
                 stale: StaleAttributes::default(),
@@ -142,7 +143,6 @@ impl Adapter {
             options,
             no_opendir: false,
             writeback: false,
-            write_back,
             gate,
             handle_numbers: AtomicU64::new(0),
         };
@@ -233,7 +233,19 @@ impl Adapter {
     }
 }
 
+impl Drop for Adapter {
+    fn drop(&mut self) {
+        self.core.write_back.end();
+    }
+}
+
 impl Core {
+    /// Calls `then` on a thread that may change the page cache, after dirty pages of `files` have been
+    /// written. If those threads are gone so is the mount, and replies are dropped with `then`.
+    fn on_write_back(&self, files: Vec<Ino>, then: impl FnOnce(&WriteBack) + Send + 'static) {
+        let _ = self.write_back.send(Pending::Other(files, Box::new(then)));
+    }
+
     /// Runs the body of a request: errors become an errno, damage is logged, a panic becomes EIO.
     fn run<T>(
         &self,

@@ -238,7 +238,10 @@ impl Filesystem for Adapter {
         let _turn = self.gate.turn();
         let (ino, caller) = (convert::ino(ino), convert::caller(request, 0));
         if self.core.own_threads.read().contains(&caller.pid) {
-            return reply.opened(FileHandle(HANDLE_OWN), FopenFlags::FOPEN_KEEP_CACHE);
+            // A handle that leaves the page cache alone does not keep direct writes of others from running
+            // in parallel.
+            let direct = FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_KEEP_CACHE;
+            return reply.opened(FileHandle(HANDLE_OWN), direct);
         }
         let truncate = flags.0 & libc::O_TRUNC != 0;
         let open = |volume: &Volume| volume.open_handle(&caller, ino, truncate);
@@ -529,8 +532,8 @@ impl Filesystem for Adapter {
         };
         if !self.core.writers.contains(seek.ino) {
             self.core.answer_seek(seek);
-        } else if let Err(unsent) = self.write_back.send(Pending::Seek(seek))
-            && let Pending::Seek(seek) = unsent.0
+        } else if let Err(unsent) = self.core.write_back.send(Pending::Seek(seek))
+            && let Pending::Seek(seek) = *unsent
         {
             self.core.answer_seek(seek);
         }

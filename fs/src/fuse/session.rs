@@ -133,14 +133,13 @@ pub fn mount_volume(
             core,
         } = connect(volume, offload, fuse.into(), options)?;
         let DeviceNumber { major, minor } = entry.device;
-        // Set only here, once per adapter.
-        let _ = core.own_mount.set(OwnMount {
-            path: mount_point.into(),
-            device: entry.device,
-        });
-        if let Err(error) = guard::start(entry.device) {
+        let guarded = guard::start(entry.device);
+        if let Err(error) = &guarded {
             tracing::warn!("nobody will end the mount if this process is killed: {error}");
         }
+        let own_mount = OwnMount::new(mount_point.into(), entry.device, guarded.is_ok());
+        // Set only here, once per adapter.
+        let _ = core.own_mount.set(own_mount);
         offload.mounted((major, minor), Box::new(Pages(session.notifier())));
         Ok(Mounted {
             session,
@@ -254,7 +253,6 @@ impl Mounted {
     pub fn serve(self) -> io::Result<()> {
         let ended = Arc::new(AtomicBool::new(false));
         let detached = Arc::new(AtomicBool::new(false));
-        let told = Arc::new(AtomicBool::new(false));
         let (device, session) = (self.device, self.session);
         let loops = thread::Builder::new().name("session".into()).spawn({
             let ended = Arc::clone(&ended);
@@ -267,12 +265,11 @@ impl Mounted {
             }
         })?;
         let watcher = thread::Builder::new().name("signals".into()).spawn({
-            let (told, detached) = (Arc::clone(&told), Arc::clone(&detached));
+            let detached = Arc::clone(&detached);
             let main = thread::current();
             let offload = Arc::downgrade(&self.offload);
             move || {
                 wait_for_signal();
-                told.store(true, Ordering::Release);
                 if unmount_all(device) {
                     return;
                 }
@@ -305,9 +302,9 @@ impl Mounted {
             thread.join().map_err(failed)?;
         }
         match result {
-            // What a loop may be told that asks for a request just when the last user of a detached
-            // mount goes (Linux 6.18).
-            Err(error) if told.load(Ordering::Acquire) && is_aborted(&error) => Ok(()),
+            // What a loop may be told that takes a request just when the last user of a filesystem goes
+            // that is mounted nowhere any more (Linux 6.18). The others find the connection gone.
+            Err(error) if is_aborted(&error) => Ok(()),
             result => result,
         }
     }

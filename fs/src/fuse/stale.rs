@@ -53,6 +53,12 @@ impl StaleAttributes {
         self.invalidate(ino);
     }
 
+    /// Tells the kernel at once.
+    pub(super) fn tell_now(&self, ino: Ino) {
+        self.state.lock().written.remove(&ino);
+        self.invalidate(ino);
+    }
+
     fn tell_all(&self) {
         let written = std::mem::take(&mut self.state.lock().written);
         for ino in written {

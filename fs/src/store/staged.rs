@@ -67,27 +67,33 @@ impl Head {
 }
 
 impl Store {
-    /// Writes whole blocks of a file into the log without mapping them, in place of those that were
-    /// staged there before.
+    /// Writes runs of whole blocks of a file, each with the first one's number, into the log without
+    /// mapping them, in place of those that were staged there before. Together they should be few,
+    /// since other transactions wait.
     ///
     /// # Errors
     /// `NoSpace`, `ReadOnly`, device errors; then none of them is staged.
-    pub fn stage(&self, stage: Stage, ino: Ino, first: u64, data: &[u8]) -> Result<()> {
-        let crcs: Vec<u32> = data
-            .chunks_exact(BLOCK_SIZE)
-            .map(checksum::crc32c)
-            .collect();
+    pub fn stage(&self, stage: Stage, ino: Ino, runs: &[(u64, Vec<u8>)]) -> Result<()> {
+        let crcs_of = |(_, data): &(u64, Vec<u8>)| -> Vec<u32> {
+            let blocks = data.chunks_exact(BLOCK_SIZE);
+            blocks.map(checksum::crc32c).collect()
+        };
+        let crcs: Vec<Vec<u32>> = runs.iter().map(crcs_of).collect();
         let mut txn = self.begin()?;
-        txn.claim_space(crcs.len() as u64)?;
-        let mut block = first;
-        for (lba, run) in txn.append_blocks(ino, first, data, &crcs)? {
-            let blocks = txn.head_mut().staged.stages.entry(stage).or_default();
-            for offset in 0..run {
-                let crc = crcs[(block - first) as usize];
-                blocks.insert(block, (lba.plus(offset), crc));
-                block += 1;
+        txn.claim_space(crcs.iter().map(|crcs| crcs.len() as u64).sum())?;
+        let mut placed = Vec::new();
+        for ((first, data), crcs) in runs.iter().zip(&crcs) {
+            let mut crcs_left = crcs.iter();
+            let mut block = *first;
+            for (lba, len) in txn.append_blocks(ino, *first, data, crcs)? {
+                for (offset, crc) in (0..len).zip(&mut crcs_left) {
+                    placed.push((block, (lba.plus(offset), *crc)));
+                    block += 1;
+                }
             }
         }
+        let blocks = txn.head_mut().staged.stages.entry(stage).or_default();
+        blocks.extend(placed);
         Ok(())
     }
 
@@ -121,16 +127,29 @@ impl Store {
 
     /// Forgets the staged blocks from `first` on and before `end`; returns how many there were.
     pub fn unstage(&self, stage: Stage, first: u64, end: u64) -> u64 {
+        if !self.is_staged(stage, first, end) {
+            return 0;
+        }
         let mut head = self.head.write();
         let Some(blocks) = head.staged.stages.get_mut(&stage) else {
             return 0;
         };
-        let mut gone = blocks.split_off(&first);
-        blocks.append(&mut gone.split_off(&end));
+        // What stays is not moved: a writer unstages block by block, among many.
+        let gone: Vec<u64> = blocks.range(first..end).map(|(block, _)| *block).collect();
+        for block in &gone {
+            blocks.remove(block);
+        }
         if blocks.is_empty() {
             head.staged.stages.remove(&stage);
         }
         gone.len() as u64
+    }
+
+    /// Whether any block from `first` on and before `end` is staged.
+    pub fn is_staged(&self, stage: Stage, first: u64, end: u64) -> bool {
+        let head = self.head.read();
+        let blocks = head.staged.stages.get(&stage);
+        blocks.is_some_and(|blocks| blocks.range(first..end).next().is_some())
     }
 }
 

@@ -55,8 +55,6 @@ struct Session {
     /// What is committed from here on was cut off in the session.
     cut: u64,
     changed: bool,
-    /// Times change with the commit, unless the kernel keeps them.
-    touch: bool,
     kill_privileges: bool,
     /// A write failed: there is nothing whole to commit.
     failed: bool,
@@ -143,11 +141,18 @@ impl Session {
             size,
             cut: u64::MAX,
             changed: false,
-            touch: false,
             kill_privileges: false,
             failed: false,
             ended: false,
         }
+    }
+
+    /// Whether the session has anything else in the blocks from `first` on and before `end` than what is
+    /// committed, or zeros behind its end.
+    fn changes(&self, store: &Store, first: u64, end: u64) -> bool {
+        self.cut < end * BLOCK
+            || self.memory.range(first..end).next().is_some()
+            || (self.staged > 0 && store.is_staged(self.stage, first, end))
     }
 
     /// Lays what is pending over committed contents: `blocks` holds those from `first` on.
@@ -260,7 +265,6 @@ impl Volume {
         offset: u64,
         data: &[u8],
         kill_privileges: bool,
-        touch: bool,
     ) -> Result<bool> {
         let Some(entry) = self.sessions.of(ino, owner) else {
             return Ok(false);
@@ -273,7 +277,6 @@ impl Volume {
         session.failed |= outcome.is_err();
         session.changed |= !data.is_empty();
         session.kill_privileges |= kill_privileges;
-        session.touch |= touch;
         entry.size.store(session.size, Ordering::Relaxed);
         outcome.map(|()| true)
     }
@@ -349,12 +352,15 @@ impl Volume {
         {
             return Ok(());
         }
-        for (first, run) in runs(&session.memory, STAGE_BLOCKS) {
-            self.store.stage(session.stage, ino, first, &run)?;
-            let blocks = run.len() / BLOCK_SIZE;
-            for block in first..first + blocks as u64 {
-                session.memory.remove(&block);
+        while !session.memory.is_empty() {
+            let next = session.memory.keys().nth(STAGE_BLOCKS).copied();
+            let mut rest = next.map_or_else(BTreeMap::new, |next| session.memory.split_off(&next));
+            let runs = runs(&session.memory, STAGE_BLOCKS);
+            if let Err(error) = self.store.stage(session.stage, ino, &runs) {
+                session.memory.append(&mut rest);
+                return Err(error);
             }
+            let blocks = std::mem::replace(&mut session.memory, rest).len();
             session.staged += blocks as u64;
             let total = &self.sessions.memory_blocks;
             total.fetch_sub(blocks, Ordering::Relaxed);
@@ -386,10 +392,21 @@ impl Volume {
         if offset >= end {
             return Ok(Some(0..0));
         }
-        let first = offset / BLOCK;
-        let out = room((end.div_ceil(BLOCK) - first) as usize * BLOCK_SIZE);
-        read_committed(&self.store, ino, first, out)?;
-        session.overlay(&self.store, ino, first, out)?;
+        let (first, behind) = (offset / BLOCK, end.div_ceil(BLOCK));
+        let out = room((behind - first) as usize * BLOCK_SIZE);
+        if session.changes(&self.store, first, behind) {
+            let pending = session.memory.range(first..behind).count() as u64;
+            // What is in memory alone needs nothing of the file.
+            if pending < behind - first {
+                read_committed(&self.store, ino, first, out)?;
+            }
+            session.overlay(&self.store, ino, first, out)?;
+        } else {
+            // Nobody waits for the device with the session locked: what changes the blocks meanwhile is
+            // a write at the same time, or a commit, of which a view shows all or nothing.
+            drop(session);
+            read_committed(&self.store, ino, first, out)?;
+        }
         let head = (offset % BLOCK) as usize;
         Ok(Some(head..head + (end - offset) as usize))
     }
@@ -429,7 +446,6 @@ impl Volume {
         }
         session.size = size;
         session.changed = true;
-        session.touch = true;
         entry.size.store(size, Ordering::Relaxed);
         Ok(true)
     }
@@ -493,9 +509,8 @@ impl Volume {
             inode::clear_set_id(&mut inode);
             xattr::drop_capability(&mut txn, ino, &mut inode)?;
         }
-        if session.touch {
-            inode::touch(&mut inode, inode::to_timestamp(Time::now()));
-        }
+        // Under the writeback cache the kernel has times of its own, which it writes some time later.
+        inode::touch(&mut inode, inode::to_timestamp(Time::now()));
         inode::save(&mut txn, ino, &inode)?;
         self.commit(txn, &[ino])
     }

@@ -19,7 +19,7 @@ const ME: Owner = Owner(1);
 const OTHER: Owner = Owner(2);
 
 fn write_in(volume: &Volume, ino: Ino, offset: u64, data: &[u8]) {
-    let written = volume.write_atomic(ino, ME, offset, data, false, true);
+    let written = volume.write_atomic(ino, ME, offset, data, false);
     assert!(written.expect("write_atomic"), "there is a session");
 }
 
@@ -137,7 +137,7 @@ fn a_session_keeps_others_from_changing_the_contents() {
     assert_eq!(errno(volume.copy_range(from, 0, ino, 0, K)), libc::EBUSY);
     assert_eq!(errno(volume.commit_atomic(ino, OTHER)), libc::EINVAL);
     assert_eq!(volume.abort_atomic(ino, OTHER), None);
-    let written = volume.write_atomic(ino, OTHER, 0, b"x", false, true);
+    let written = volume.write_atomic(ino, OTHER, 0, b"x", false);
     assert!(!written.expect("no session of theirs"));
     // What does not change contents goes on.
     let chmod = SetAttributes {
@@ -279,17 +279,80 @@ fn a_session_that_is_too_large_or_finds_no_space_can_only_come_to_nothing() {
     write(&volume, ino, 0, b"as it was");
     volume.start_atomic(ino, ME).expect("start");
     let mib = pattern(5, 1 << 20);
-    let refused = (0..SESSION_BLOCKS_MAX / 256 + 1).find_map(|at| {
-        volume
-            .write_atomic(ino, ME, at << 20, &mib, false, true)
-            .err()
-    });
+    let refused = (0..SESSION_BLOCKS_MAX / 256 + 1)
+        .find_map(|at| volume.write_atomic(ino, ME, at << 20, &mib, false).err());
     let refused = refused.expect("the device is smaller than this session");
     assert_eq!(refused.errno(), libc::ENOSPC);
     assert_eq!(errno(volume.commit_atomic(ino, ME)), libc::EIO);
     assert_eq!(volume.atomic_owner(ino), None);
     assert_eq!(contents(&volume, ino), b"as it was");
     write(&volume, ino, 0, &mib);
+    sound(volume);
+}
+
+#[test]
+fn scattered_blocks_are_read_as_written_whether_in_memory_staged_or_committed() {
+    let volume = sends_ahead(&device(16));
+    let ino = file(&volume, "f");
+    let mut want = pattern(1, 512 << 12);
+    write(&volume, ino, 0, &want);
+    volume.start_atomic(ino, ME).expect("start");
+    // Blocks apart from each other, many more than stay in memory; some of them again when they are staged.
+    for turn in 0..3 {
+        for at in (0..512).map(|at| at * 37 % 512).filter(|at| at % 5 != turn) {
+            let block = pattern(1000 * turn + at, 4096);
+            write_in(&volume, ino, at << 12, &block);
+            want[(at as usize) << 12..][..4096].copy_from_slice(&block);
+            let (first, len) = ((at / 8) << 15, 8 << 12);
+            let read = read_in(&volume, ino, first, len);
+            assert!(
+                read == want[first as usize..][..len],
+                "turn {turn}, block {at}"
+            );
+        }
+    }
+    assert!(volume.commit_atomic(ino, ME).expect("commit"));
+    assert_eq!(attributes(&volume, ino).blocks, 512 * 8);
+    assert!(contents(&volume, ino) == want);
+    sound(volume);
+}
+
+#[test]
+fn readers_of_what_a_session_leaves_alone_see_commits_as_a_whole() {
+    let volume = fresh_volume();
+    let ino = file(&volume, "f");
+    write(&volume, ino, 0, &vec![0; 16 << 12]);
+    let done = &std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let (volume, readers) = (&volume, 2);
+        for _ in 0..readers {
+            scope.spawn(move || {
+                let mut last = 0;
+                while !done.load(std::sync::atomic::Ordering::Acquire) {
+                    let mut memory = Vec::new();
+                    let read = volume.read_atomic(ino, ME, 8 << 12, 8 << 12, |len| {
+                        memory.resize(len, 0xa5);
+                        &mut memory
+                    });
+                    let Some(range) = read.expect("read") else {
+                        continue;
+                    };
+                    let bytes = &memory[range];
+                    assert!(bytes.iter().all(|byte| *byte == bytes[0]), "half a commit");
+                    assert!(bytes[0] >= last, "{} after {last}", bytes[0]);
+                    last = bytes[0];
+                }
+            });
+        }
+        for turn in 1..=200 {
+            volume.start_atomic(ino, ME).expect("start");
+            // The half that is read is written last and by one write.
+            write_in(volume, ino, 0, &vec![turn; 8 << 12]);
+            write_in(volume, ino, 8 << 12, &vec![turn; 8 << 12]);
+            assert!(volume.commit_atomic(ino, ME).expect("commit"));
+        }
+        done.store(true, std::sync::atomic::Ordering::Release);
+    });
     sound(volume);
 }
 

@@ -110,10 +110,7 @@ impl Pair {
             Piece::Write { offset, len, seed } => {
                 let data = noise(seed, len);
                 let want = self.reference.write(both.0, offset, &data, false);
-                match self
-                    .volume
-                    .write_atomic(ino, OWNER, offset, &data, false, true)
-                {
+                match self.volume.write_atomic(ino, OWNER, offset, &data, false) {
                     Ok(there) => expect(there && want.is_ok(), "a write goes to it"),
                     Err(error) => Err(self.trouble(error)),
                 }
