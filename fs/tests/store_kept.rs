@@ -168,7 +168,7 @@ fn run(seed: u64, steps: u64) {
                 0 => store.checkpoint(),
                 3 | 4 => {
                     let stage = Stage(rng.random_range(0..2));
-                    store.stage(stage, Ino(100 + file), first, &block(step))
+                    store.stage(stage, Ino(100 + file), &[(first, block(step))])
                 }
                 1 => store.collect(2).map(drop),
                 _ => store.sync(store.position()),

@@ -312,9 +312,11 @@ impl Txn<'_> {
             return Err(Error::TooLarge);
         }
         let replaced = self.unmap_blocks(ino, first, count)?;
-        if count > replaced {
-            self.claim_space(count - replaced + spare)?;
-        }
+        // What replaces other blocks takes room in the log too.
+        self.claim_space(match count - replaced {
+            0 => 0,
+            more => more + spare,
+        })?;
         let crcs: Vec<u32> = data
             .chunks_exact(BLOCK_SIZE)
             .map(checksum::crc32c)

@@ -34,6 +34,7 @@ pub struct Txn<'a> {
     reserve: Reserve,
     /// Counts in the rhythm of requests to sync.
     counts: bool,
+    frees: bool,
 }
 
 impl Store {
@@ -74,6 +75,7 @@ impl Store {
             undo: Vec::new(),
             reserve,
             counts: true,
+            frees: false,
         })
     }
 }
@@ -216,13 +218,18 @@ impl Txn<'_> {
         self.counts = false;
     }
 
+    /// This transaction frees space, even if it writes blocks: it may use the room that is left for those.
+    pub fn frees(&mut self) {
+        self.frees = true;
+    }
+
     /// Fails unless `blocks` more blocks (of metadata or data) fit. Operations that only free
     /// space do not call this.
     ///
     /// # Errors
     /// `NoSpace`.
     pub fn claim_space(&mut self, blocks: u64) -> Result<()> {
-        if self.reserve == Reserve::Kept {
+        if self.reserve == Reserve::Kept && !self.frees {
             self.store.admit_growth(self.head())?;
         }
         if blocks > 0 && self.head().used() + blocks > self.head().usable(&self.store.limits) {

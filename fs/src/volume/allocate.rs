@@ -179,6 +179,9 @@ impl Volume {
         let mut txn = self.store.begin()?;
         self.sessions.admit(ino)?;
         let mut inode = inode::load_file(&txn, ino)?;
+        if allocation == Allocation::Punch {
+            txn.frees();
+        }
         if allocation == Allocation::Punch && inode.has(InodeRecord::INLINE) {
             punch_inline(&mut txn, ino, &mut inode, range)?;
         } else {

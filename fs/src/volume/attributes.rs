@@ -71,6 +71,9 @@ impl Volume {
         let mut inode = load(&txn, ino, set)?;
         let now = inode::to_timestamp(Time::now());
         if let Some(size) = set.size {
+            if size < inode.size {
+                txn.frees();
+            }
             allocate::set_size(&mut txn, ino, &mut inode, size, &edges)?;
             inode.mtime = now;
         }

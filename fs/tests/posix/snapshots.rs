@@ -279,3 +279,35 @@ fn appending_goes_behind_the_end_whatever_that_is() {
         assert!(contents(&v, f) == expected, "{before}");
     }
 }
+
+#[test]
+fn where_a_snapshot_keeps_what_is_dead_writers_are_refused_and_names_go_and_files_shrink() {
+    let v = formatted(&device(24));
+    let data = pattern(1, 200 * K as usize);
+    let files: Vec<_> = (0..40).map(|i| file(&v, &format!("f{i}"))).collect();
+    files.iter().for_each(|f| write(&v, *f, 0, &data));
+    let kept = v.version();
+    let overwrite = |f: Ino, seed| v.write(f, 0, &pattern(seed, data.len()), false, None);
+    let mut rounds = files.iter().cycle().enumerate();
+    let refused = rounds.find_map(|(round, f)| overwrite(*f, round as u64 + 2).err());
+    assert!(matches!(refused, Some(Error::NoSpace)), "{refused:?}");
+    assert!(overwrite(files[0], 0).is_err());
+    for (i, f) in files.iter().enumerate().skip(1) {
+        // In the middle of a block, which is written anew.
+        let set = SetAttributes {
+            size: Some(10 * K + 7),
+            ..SetAttributes::default()
+        };
+        v.setattr(&ROOT, *f, &set).unwrap();
+        if i > 20 {
+            let name = format!("f{i}");
+            v.unlink(&ROOT, Ino::ROOT, name.as_bytes()).unwrap();
+        }
+    }
+    assert!(matches!(overwrite(files[0], 0), Err(Error::NoSpace)));
+    drop(kept);
+    for f in &files[..20] {
+        overwrite(*f, 9).unwrap();
+        assert!(contents(&v, *f) == pattern(9, data.len()));
+    }
+}
