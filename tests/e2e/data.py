@@ -234,29 +234,36 @@ def ranges_are_copied_inside(bench):
     os.close(b)
 
 
-@case
-def many_writers_and_readers_see_whole_records(bench):
+def writers_and_readers(bench, flags, check):
+    """Eight writers of records of one byte value each, all records of a file in turns, while two readers apply `check` to
+    the number of a record and what they read of it."""
     record, count, rounds = 8192, 64, 40
     path = bench.dir / "f"
     path.write_bytes(bytes(record * count))
     wrong, stop = [], threading.Event()
 
+    def value(turn, i):
+        return 1 + (turn + i) % 250
+
     def write(thread):
-        fd = os.open(path, os.O_RDWR)
+        fd = os.open(path, os.O_RDWR | flags)
+        buffer = mmap.mmap(-1, record)
         for turn in range(rounds):
             for i in range(thread, count, 8):
-                os.pwrite(fd, bytes([1 + (turn + i) % 250]) * record, i * record)
+                buffer[:] = bytes([value(turn, i)]) * record
+                os.pwrite(fd, buffer, i * record)
             os.fdatasync(fd)
         os.close(fd)
 
     def read():
-        fd = os.open(path, os.O_RDONLY)
+        fd = os.open(path, os.O_RDONLY | flags)
+        buffer = mmap.mmap(-1, record)
         while not stop.is_set():
             for i in range(count):
-                data = os.pread(fd, record, i * record)
-                # A page is the unit that a concurrent reader may rely on.
-                if any(len(set(data[p:p + 4096])) != 1 for p in (0, 4096)):
-                    wrong.append(i)
+                got = os.preadv(fd, [buffer], i * record)
+                valid = {0} | {value(turn, i) for turn in range(rounds)}
+                if got != record or not check(set(buffer[:]), valid):
+                    wrong.append((i, got, sorted(set(buffer[:]))[:5]))
         os.close(fd)
 
     readers = [threading.Thread(target=read) for _ in range(2)]
@@ -265,10 +272,22 @@ def many_writers_and_readers_see_whole_records(bench):
     [t.join() for t in writers]
     stop.set()
     [t.join() for t in readers]
-    assert not wrong, f"torn pages in records {sorted(set(wrong))[:10]}"
+    assert not wrong, wrong[:10]
     data = path.read_bytes()
     for i in range(count):
-        assert data[i * record:(i + 1) * record] == bytes([1 + (rounds - 1 + i) % 250]) * record
+        assert data[i * record:(i + 1) * record] == bytes([value(rounds - 1, i)]) * record
+
+
+@case
+def readers_of_what_is_being_written_see_what_was_written_there(bench):
+    # The page cache copies to a reader while it copies from a writer: parts of both, and nothing else.
+    writers_and_readers(bench, 0, lambda found, valid: found <= valid)
+
+
+@case
+def direct_readers_see_whole_records(bench):
+    # A request is answered from one version of the filesystem.
+    writers_and_readers(bench, os.O_DIRECT, lambda found, valid: len(found) == 1 and found <= valid)
 
 
 @case

@@ -39,7 +39,7 @@ pub(crate) fn has_magic(file: &[u8]) -> bool {
 pub(crate) struct Meta {
     /// Random, the same in the journal.
     pub(crate) file_id: u64,
-    /// Number of the commit that wrote this.
+    /// Number of the commit that wrote this: the last one, if the method counts them.
     pub(crate) commit: u64,
     pub(crate) page_count: u64,
     pub(crate) trees: Vec<(String, PageId)>,

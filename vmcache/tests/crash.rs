@@ -48,6 +48,38 @@ fn open(disk: &Disk, kind: Kind, frames: usize) -> Result<IndexFile> {
     IndexFile::with_method(Arc::new(writes), options)
 }
 
+#[test]
+fn a_commit_by_atomic_writes_writes_the_pages_that_changed_and_no_other() {
+    let disk = Disk::default();
+    let mut last = String::new();
+    for round in 0..3 {
+        let index = open(&disk, Kind::Atomic, 64).unwrap();
+        let tree = index.tree("t").unwrap();
+        tree.set(b"key", b"first").unwrap();
+        index.commit().unwrap();
+        for number in 0..10 {
+            let before = disk.operations();
+            last = format!("{round} {number}");
+            tree.set(b"key", last.as_bytes()).unwrap();
+            index.commit().unwrap();
+            let operations = disk.operations() - before;
+            assert_eq!(operations, 2, "one page, and the commit");
+        }
+        index.close().unwrap();
+        // The journal, which counts commits, goes on from there.
+        let index = open(&disk, Kind::Journal, 64).unwrap();
+        let tree = index.tree("t").unwrap();
+        assert_eq!(tree.get(b"key").unwrap().as_deref(), Some(last.as_bytes()));
+        tree.set(b"other", last.as_bytes()).unwrap();
+        index.close().unwrap();
+    }
+    let index = open(&disk, Kind::Atomic, 64).unwrap();
+    let tree = index.tree("t").unwrap();
+    for key in [&b"key"[..], b"other"] {
+        assert_eq!(tree.get(key).unwrap().as_deref(), Some(last.as_bytes()));
+    }
+}
+
 /// What the file may hold when it is opened again.
 #[derive(Default)]
 struct Expected {

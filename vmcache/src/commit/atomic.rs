@@ -162,6 +162,10 @@ impl CommitMethod for AtomicWrites {
         self.file_id
     }
 
+    fn counts_commits(&self) -> bool {
+        false
+    }
+
     fn begin(&self, _: Commit) -> Box<dyn CommitBatch + '_> {
         Box::new(AtomicCommit {
             method: self,

@@ -300,6 +300,10 @@ impl CommitMethod for Journal {
         self.file_id
     }
 
+    fn counts_commits(&self) -> bool {
+        true
+    }
+
     fn begin(&self, commit: Commit) -> Box<dyn CommitBatch + '_> {
         let tail = self.tail.lock();
         assert_eq!(commit.number, tail.after + 1, "commits are consecutive");

@@ -46,6 +46,9 @@ pub trait CommitMethod: PageStore {
     /// The file's identity: of a new file, the one to use.
     fn file_id(&self) -> u64;
 
+    /// Whether page 0 has to tell the number of the last commit, and so is a part of each.
+    fn counts_commits(&self) -> bool;
+
     /// Starts a commit. Until it is written or dropped, and longer where the method needs it,
     /// [`PageStore::write_back`] waits.
     fn begin(&self, commit: Commit) -> Box<dyn CommitBatch + '_>;

@@ -88,6 +88,8 @@ pub(crate) struct Shared {
     /// Held while a commit runs, from its beginning until it is durable.
     committing: Mutex<()>,
     trees: Mutex<Vec<(String, BTree)>>,
+    /// What page 0 says, as it is in memory; none before there is one.
+    meta: Mutex<Option<Meta>>,
     /// Number of the last commit.
     committed: AtomicU64,
     /// Something may have changed since the last commit began.
@@ -201,16 +203,16 @@ impl IndexFile {
         let store: Arc<dyn crate::PageStore> = Arc::clone(&method) as _;
         let pool = BufferPool::new(store, pool_options)?;
         let is_new = method.is_new();
-        let (pages, trees, committed) = if is_new {
-            (Allocator::new(pages_max), Vec::new(), 0)
+        let (pages, trees, meta) = if is_new {
+            (Allocator::new(pages_max), Vec::new(), None)
         } else {
             let meta = Meta::decode(&pool.shared(META)?.view().to_buf())?;
             let pages = Allocator::load(&pool, pages_max, meta.page_count)?;
             let trees = meta
                 .trees
-                .into_iter()
-                .map(|(name, root)| (name, BTree { root }));
-            (pages, trees.collect(), meta.commit)
+                .iter()
+                .map(|(name, root)| (name.clone(), BTree { root: *root }));
+            (pages, trees.collect(), Some(meta))
         };
         let shared = Shared {
             space: Space::new(pool, pages, random_id()),
@@ -219,7 +221,8 @@ impl IndexFile {
             group: Group::default(),
             committing: Mutex::new(()),
             trees: Mutex::new(trees),
-            committed: AtomicU64::new(committed),
+            committed: AtomicU64::new(meta.as_ref().map_or(0, |meta| meta.commit)),
+            meta: Mutex::new(meta),
             changed: AtomicBool::new(is_new),
             latched: OnceLock::new(),
         };
@@ -448,7 +451,21 @@ impl Shared {
                 .map(|(name, tree)| (name.clone(), tree.root))
                 .collect(),
         };
-        pool.create(META)?.write(&meta.encode());
-        Ok(meta.page_count)
+        let page_count = meta.page_count;
+        let mut known = self.meta.lock();
+        let is_known = known.as_ref().is_some_and(|known| {
+            let commit = known.commit;
+            !self.method.counts_commits()
+                && *known
+                    == Meta {
+                        commit,
+                        ..meta.clone()
+                    }
+        });
+        if !is_known {
+            pool.create(META)?.write(&meta.encode());
+            *known = Some(meta);
+        }
+        Ok(page_count)
     }
 }
