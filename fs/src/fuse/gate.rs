@@ -6,10 +6,10 @@
 //! the rest are parked here. A thread that is going to wait for the device steps out; if it was
 //! the last one serving, a parked thread takes its place.
 //!
-//! While nobody waits for the device, half as many do: whoever makes the requests needs processors
-//! too, and a thread that finds the next request when it has done one need not be woken for it. (Where
-//! single pages are written back, two threads on two processors were switched once per page, one of
-//! them once per forty.)
+//! While one brief request follows another, as single pages that are written back, half as many do: the
+//! system needs processors too to make the requests, and a thread that finds the next one when it has done
+//! one need not be woken for it. (Two threads on two processors were switched once per page, one of them
+//! once per forty.)
 //!
 //! Invariant: as long as a thread is parked, another one that has had a turn serves or is going to.
 //! When its event loop ends, the mount is gone, and all parked threads are let out to notice.
@@ -21,7 +21,7 @@ use parking_lot::{Condvar, Mutex};
 
 use super::latency::Watch;
 
-/// Turns in a row without a wait for the device after which fewer threads serve.
+/// Brief turns in a row after which fewer threads serve.
 const BRIEF_TURNS: u32 = 32;
 
 #[derive(Default)]
@@ -32,7 +32,7 @@ struct State {
     parked: usize,
     /// Parked threads that have been called and have not come out yet.
     called: usize,
-    /// Turns since one has waited for the device.
+    /// Brief turns since another one.
     brief: u32,
     /// Nobody is parked any more.
     open: bool,
@@ -55,13 +55,16 @@ impl Drop for LoopEnd {
 pub(super) struct Gate {
     state: Mutex<State>,
     call: Condvar,
-    /// Threads that may serve without one being parked, as long as some wait for the device.
+    /// Threads that may serve without one being parked, as long as not all turns are brief.
     keep: usize,
     watch: Watch,
 }
 
 /// One request of an event loop; when it ends, the thread parks if there are too many.
-pub(super) struct Turn<'a>(&'a Gate);
+pub(super) struct Turn<'a> {
+    gate: &'a Gate,
+    is_brief: bool,
+}
 
 /// A wait for the device inside a [`Turn`].
 pub(super) struct Absence<'a>(&'a Gate);
@@ -86,7 +89,10 @@ impl Gate {
             });
         });
         self.watch.note();
-        Turn(self)
+        Turn {
+            gate: self,
+            is_brief: false,
+        }
     }
 
     /// The thread may wait for the device until the result is dropped.
@@ -116,17 +122,34 @@ impl Gate {
     }
 }
 
+impl Turn<'_> {
+    /// The request takes about as long as waking a thread does, and others like it follow.
+    pub(super) fn is_brief(&mut self) {
+        self.is_brief = true;
+    }
+}
+
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        let mut state = self.0.state.lock();
-        state.brief = state.brief.saturating_add(1);
-        if state.serving <= self.0.keep(&state) || state.open {
+        let gate = self.gate;
+        let mut state = gate.state.lock();
+        if self.is_brief {
+            state.brief = state.brief.saturating_add(1);
+        } else {
+            state.brief = 0;
+            if state.serving < gate.keep && state.parked > state.called {
+                state.called += 1;
+                state.serving += 1;
+                gate.call.notify_one();
+            }
+        }
+        if state.serving <= gate.keep(&state) || state.open {
             return;
         }
         state.serving -= 1;
         state.parked += 1;
         while state.called == 0 && !state.open {
-            self.0.call.wait(&mut state);
+            gate.call.wait(&mut state);
         }
         state.called = state.called.saturating_sub(1);
         state.parked -= 1;
@@ -167,13 +190,13 @@ mod tests {
     }
 
     #[test]
-    fn fewer_threads_serve_while_nobody_waits_for_the_device() {
+    fn fewer_threads_serve_while_all_turns_are_brief() {
         let gate = Gate::new(2, Watch::off());
         gate.state.lock().serving = 1;
         let (other_gate, (go, wait)) = (Arc::clone(&gate), std::sync::mpsc::channel());
         let other = std::thread::spawn(move || {
             while wait.recv().is_ok() {
-                drop(other_gate.turn());
+                other_gate.turn().is_brief();
             }
         });
         let turns = |n| (0..n).for_each(|_| go.send(()).unwrap());
@@ -189,11 +212,16 @@ mod tests {
         until(&|state| state.parked == 1);
         drop(gate.step_out());
         until(&|state| state.parked == 0);
-        assert_eq!(
-            gate.state.lock().serving,
-            2,
-            "one has waited for the device"
-        );
+        let serving = || gate.state.lock().serving;
+        assert_eq!(serving(), 2, "one has waited for the device");
+        turns(BRIEF_TURNS);
+        until(&|state| state.parked == 1);
+        drop(Turn {
+            gate: &gate,
+            is_brief: false,
+        });
+        until(&|state| state.parked == 0);
+        assert_eq!(serving(), 2, "one was not brief");
         drop(go);
         other.join().unwrap();
     }

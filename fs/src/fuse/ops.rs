@@ -24,6 +24,9 @@ use crate::volume::types::{Caller, SetAttributes};
 
 /// Longest name of an entry, in bytes.
 const NAME_LEN_MAX: u32 = 255;
+/// Longest write-back, in bytes, that leaves the other event loops asleep: a few pages, since Linux puts all
+/// that follow one another into one request.
+const BRIEF_WRITE: usize = 16 << 10;
 pub(super) fn answer(reply: ReplyEmpty, result: std::result::Result<(), Errno>) {
     match result {
         Ok(()) => reply.ok(),
@@ -314,7 +317,7 @@ impl Filesystem for Adapter {
         locks: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        let _turn = self.gate.turn();
+        let mut turn = self.gate.turn();
         let write = FileWrite {
             ino: convert::ino(ino),
             handle: fh,
@@ -325,6 +328,9 @@ impl Filesystem for Adapter {
             kill_privileges: write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID),
             synchronous: flags.0 & (libc::O_SYNC | libc::O_DSYNC) != 0 || self.options.sync,
         };
+        if write.from_cache && data.len() <= BRIEF_WRITE {
+            turn.is_brief();
+        }
         self.write_file(request, &write, reply);
     }
 
